@@ -1,0 +1,160 @@
+// Package api holds the documents of Berth's HTTP API (docs/openapi.yaml), shared by the daemon and its clients.
+// Fields are only ever added.
+package api
+
+import (
+	"time"
+
+	"berth/orchestrator"
+	"berth/profiles"
+)
+
+// Session states.
+const (
+	StateStarting = "starting" // components are being started
+	StateRunning  = "running"  // all required components are ready
+	StateDegraded = "degraded" // runs, but a component has failed for good or is backing off
+	StateStopping = "stopping"
+	StateFailed   = "failed" // a required component failed for good
+)
+
+// Session is one session as `berth show --json` prints it.
+type Session struct {
+	Name       string      `json:"name"`
+	ID         string      `json:"id"`
+	Profile    string      `json:"profile"`
+	State      string      `json:"state"`
+	User       string      `json:"user"` // host user who owns it
+	UID        int         `json:"uid"`
+	Created    time.Time   `json:"created"`
+	ReadyMS    int64       `json:"ready_ms"` // from request to ready; 0 while starting
+	Error      string      `json:"error,omitempty"`
+	Display    Display     `json:"display"`
+	Audio      Audio       `json:"audio"`
+	Bus        Bus         `json:"bus"`
+	Remote     Remote      `json:"remote"`
+	Home       string      `json:"home"` // path on the host
+	IP         string      `json:"ip,omitempty"`
+	Components []Component `json:"components"`
+}
+
+// Display of a session. Socket and XAuthority are paths on the host, usable by root.
+type Display struct {
+	Server     string `json:"server"`
+	Number     int    `json:"number"`
+	Size       string `json:"size"` // "1920x1080", as it is now
+	DPI        int    `json:"dpi"`
+	Socket     string `json:"socket"`
+	XAuthority string `json:"xauthority"`
+}
+
+// Audio of a session; paths on the host.
+type Audio struct {
+	Server         string `json:"server"`
+	PulseSocket    string `json:"pulse_socket"`
+	PipeWireSocket string `json:"pipewire_socket,omitempty"`
+}
+
+// Bus is the session bus.
+type Bus struct {
+	Address string `json:"address"` // D-Bus address usable on the host
+}
+
+// Remote says how the session is reached from outside.
+type Remote struct {
+	VNC      string `json:"vnc"`      // host:port
+	Web      string `json:"web"`      // URL, with its login token
+	Password string `json:"password"` // VNC password, 8 characters
+	Socket   string `json:"socket"`   // VNC server's Unix socket on the host
+}
+
+// Component of a session.
+type Component struct {
+	Name     string   `json:"name"`
+	Roles    []string `json:"roles"`
+	Image    string   `json:"image"`
+	State    string   `json:"state"` // waiting | created | starting | ready | backoff | failed | exited | stopped
+	PID      int      `json:"pid"`
+	Restarts int      `json:"restarts"`
+	ReadyMS  int64    `json:"ready_ms"` // from the session's request to ready
+	CPU      float64  `json:"cpu"`      // percent of one core, since the last look
+	Memory   int64    `json:"memory"`   // bytes
+	Error    string   `json:"error,omitempty"`
+}
+
+// UpRequest starts a session.
+type UpRequest struct {
+	Profile string   `json:"profile"`
+	Name    string   `json:"name,omitempty"`
+	Set     []string `json:"set,omitempty"` // KEY=VALUE
+	// Source is the profile's text when the caller names a file; Profile is then its path, for messages.
+	Source  string `json:"source,omitempty"`
+	VNCPort int    `json:"vnc_port,omitempty"` // asked for; 0 means any
+	User    string `json:"user,omitempty"`     // root only: run as this host user
+}
+
+// UpEvent is one line of the answer to UpRequest, a stream of JSON documents: progress, then exactly one with Session or Error.
+type UpEvent struct {
+	Message   string   `json:"message,omitempty"`   // "building image xfce"
+	Component string   `json:"component,omitempty"` // whose state changed
+	State     string   `json:"state,omitempty"`
+	Build     *Build   `json:"build,omitempty"`
+	Session   *Session `json:"session,omitempty"`
+	Error     *Error   `json:"error,omitempty"`
+}
+
+// Build is BuildKit progress: one SolveStatus document of github.com/moby/buildkit/client, as JSON.
+type Build struct {
+	Image  string `json:"image"`
+	Status []byte `json:"status,omitempty"`
+}
+
+// Error is an error answer.
+type Error struct {
+	Code    string `json:"code"` // not_found | exists | invalid | state | unavailable | forbidden | internal
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"` // what to do
+}
+
+// Error implements error.
+func (e *Error) Error() string { return e.Message }
+
+// Event is one server-sent event.
+type Event struct {
+	Time      time.Time `json:"time"`
+	Type      string    `json:"type"` // session.starting, session.running, session.degraded, session.stopped, session.failed, component.starting, component.ready, component.exited, component.backoff, component.failed, image.built, image.pulled, image.removed
+	Session   string    `json:"session,omitempty"`
+	Component string    `json:"component,omitempty"`
+	Message   string    `json:"message,omitempty"`
+	UID       int       `json:"-"` // owner, for filtering
+}
+
+// Span is one bar of `berth trace`, in milliseconds since the request.
+type Span struct {
+	Component string  `json:"component"` // "" for the session's own steps
+	Phase     string  `json:"phase"`     // image | pod | create | wait | start | probe
+	Start     float64 `json:"start_ms"`
+	End       float64 `json:"end_ms"`
+	WaitedFor string  `json:"waited_for,omitempty"` // of wait: the component that became ready last; of probe: the probe
+}
+
+// Trace is the start of a session.
+type Trace struct {
+	Session string  `json:"session"`
+	Spans   []Span  `json:"spans"`
+	ReadyMS float64 `json:"ready_ms"`
+}
+
+// DaemonInfo is the daemon's own state.
+type DaemonInfo struct {
+	Version  string            `json:"version"`
+	PID      int               `json:"pid"`
+	Root     string            `json:"root"`
+	Engine   orchestrator.Info `json:"engine"`
+	Gateway  string            `json:"gateway"` // base URL
+	Sessions int               `json:"sessions"`
+	Problems []string          `json:"problems,omitempty"`
+}
+
+// Plan is the answer to a plan request.
+type Plan = profiles.Plan
