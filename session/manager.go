@@ -1,0 +1,401 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"berth/internal/paths"
+	"berth/orchestrator"
+	"berth/profiles"
+	"berth/session/api"
+)
+
+// Labels on pods and containers.
+const (
+	labelKind      = "berth.kind"
+	kindSession    = "session"
+	labelSession   = "berth.session"
+	labelComponent = "berth.component"
+)
+
+// Prober waits until a probe holds. Wait returns nil when it does, and when ctx ends an error that says what was
+// waited for and what was seen last. exited tells of the component's own end, for the probe "exit".
+type Prober interface {
+	Wait(ctx context.Context, p profiles.Probe) error
+	Close() error
+}
+
+// Target is what a Prober looks at: one session's wires on the host.
+type Target struct {
+	XSocket, XAuthority string
+	RuntimeDir, TmpDir  string // on the host
+	RuntimeInside       string // the runtime directory's path inside the containers
+	UID, GID            int
+	// Exec runs a command in the component being probed.
+	Exec func(ctx context.Context, argv []string) (code int, output string, err error)
+}
+
+// Screen reads and changes a display.
+type Screen interface {
+	Shot(ctx context.Context, socket, xauthority string, maxWidth int) ([]byte, error)
+	Resize(ctx context.Context, socket, xauthority string, width, height, dpi int) error
+	Size(ctx context.Context, socket, xauthority string) (width, height int, err error)
+}
+
+// Remote is what the gateway is told of a session.
+type Remote struct {
+	Name, ID, Profile, User string
+	UID                     int
+	VNCSocket               string
+	Password, Token         string
+	Port                    int // asked for, or used before a restart of the daemon; 0 means any
+	Exact                   bool
+	Width, Height           int
+	Created                 time.Time
+}
+
+// Gateway lets people in from outside.
+type Gateway interface {
+	// Attach starts to offer a session and returns its VNC address (host:port) and URL.
+	Attach(ctx context.Context, r Remote) (vnc, web string, err error)
+	// Detach ends it, with all connections. A name that is not attached is not an error.
+	Detach(name string)
+}
+
+// Options of New. All fields but DefaultUser are required.
+type Options struct {
+	Engine  orchestrator.Engine
+	Images  api.Images
+	Layout  paths.Layout
+	Plan    func(ctx context.Context, home string, req api.UpRequest) (*profiles.Plan, error)
+	Probe   func(Target) Prober
+	Cookie  func() (file []byte, err error) // a new Xauthority file
+	Screen  Screen
+	Gateway Gateway
+	Log     *slog.Logger
+	// DefaultUser is the host user of root's sessions; "" means uid 1000 with the name "user", whether or not the host
+	// knows one.
+	DefaultUser string
+}
+
+// Manager owns the sessions of one daemon. It implements api.Manager and is safe for concurrent use.
+type Manager struct {
+	opt Options
+	hub hub
+
+	ctx    context.Context // of supervision; ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu       sync.Mutex
+	sessions map[string]*session // by name, from the reservation to the end of takedown
+}
+
+// New returns a manager that supervises the sessions found in the engine. Close must be called.
+func New(ctx context.Context, opt Options) (*Manager, error) {
+	m := &Manager{opt: opt, sessions: map[string]*session{}}
+	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	events, err := opt.Engine.Events(m.ctx)
+	if err != nil {
+		m.cancel()
+		return nil, fmt.Errorf("session manager: events: %w", err)
+	}
+	if err := m.adopt(ctx); err != nil {
+		m.cancel()
+		return nil, fmt.Errorf("session manager: %w", err)
+	}
+	m.wg.Go(func() { m.dispatch(events) })
+	return m, nil
+}
+
+// Close stops supervising. Sessions go on running and are found again by the next New.
+func (m *Manager) Close() error {
+	m.cancel()
+	m.wg.Wait()
+	return nil
+}
+
+// dispatch hands the engine's events to the sessions they belong to.
+func (m *Manager) dispatch(events <-chan orchestrator.Event) {
+	for e := range events {
+		m.mu.Lock()
+		var s *session
+		for _, c := range m.sessions {
+			if c.id == e.Pod {
+				s = c
+				break
+			}
+		}
+		m.mu.Unlock()
+		if s != nil {
+			s.engineEvent(e)
+		}
+	}
+}
+
+// nameRE is what a session may be called: it becomes a directory, a host name and a part of container IDs.
+var nameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
+
+// reserve puts s under its name, or, when no name was asked for, under the first free one made from base.
+func (m *Manager) reserve(s *session, asked, base string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if asked != "" {
+		if !nameRE.MatchString(asked) {
+			return fmt.Errorf("session %q: a name is 1 to 32 small letters, digits and dashes: %w", asked, orchestrator.ErrInvalid)
+		}
+		if m.sessions[asked] != nil {
+			return fmt.Errorf("session %q: %w; choose another --name, or end it with: berth stop %s", asked, orchestrator.ErrExists, asked)
+		}
+		m.enter(s, asked)
+		return nil
+	}
+	base = strings.Trim(regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(strings.ToLower(base), "-"), "-")
+	if base == "" {
+		base = "session"
+	}
+	base = strings.TrimRight(base[:min(len(base), 28)], "-")
+	name := base
+	for n := 2; m.sessions[name] != nil; n++ {
+		name = fmt.Sprintf("%s-%d", base, n)
+	}
+	m.enter(s, name)
+	return nil
+}
+
+// enter names s and puts it into the map; mu is held.
+func (m *Manager) enter(s *session, name string) {
+	s.name, s.rec.Name = name, name
+	s.id = name + "-" + randomHex(3)
+	s.wires = wires{m.opt.Layout.Session(name)}
+	m.sessions[name] = s
+}
+
+func (m *Manager) release(s *session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.sessions[s.name] == s {
+		delete(m.sessions, s.name)
+	}
+}
+
+// find returns the session called name if c may see it.
+func (m *Manager) find(c api.Caller, name string) (*session, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.sessions[name]
+	if s == nil || !s.visible(c) {
+		return nil, fmt.Errorf("session %q: %w", name, orchestrator.ErrNotFound)
+	}
+	return s, nil
+}
+
+func (m *Manager) all() []*session {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]*session, 0, len(m.sessions))
+	for _, s := range m.sessions {
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b *session) int { return strings.Compare(a.name, b.name) })
+	return out
+}
+
+// Sessions implements api.Manager. Usage per component is left out: a list has to be cheap.
+func (m *Manager) Sessions(ctx context.Context, c api.Caller) ([]api.Session, error) {
+	out := []api.Session{}
+	for _, s := range m.all() {
+		if s.visible(c) {
+			out = append(out, s.document())
+		}
+	}
+	return out, nil
+}
+
+// Session implements api.Manager.
+func (m *Manager) Session(ctx context.Context, c api.Caller, name string) (api.Session, error) {
+	s, err := m.find(c, name)
+	if err != nil {
+		return api.Session{}, err
+	}
+	d := s.document()
+	s.addUsage(ctx, &d)
+	return d, nil
+}
+
+// Stop implements api.Manager.
+func (m *Manager) Stop(ctx context.Context, c api.Caller, name string) error {
+	s, err := m.find(c, name)
+	if err != nil {
+		return err
+	}
+	return s.end(ctx, "stopped")
+}
+
+// Remove implements api.Manager.
+func (m *Manager) Remove(ctx context.Context, c api.Caller, name string, force, home bool) error {
+	s, err := m.find(c, name)
+	if err != nil {
+		if home && errors.Is(err, orchestrator.ErrNotFound) {
+			return m.removeVolume(c, c.UID, name)
+		}
+		return err
+	}
+	if st := s.state(); !force && st != api.StateFailed {
+		return fmt.Errorf("session %q: %w: it is %s; stop it first, or use --force", name, orchestrator.ErrState, st)
+	}
+	volume := s.volume()
+	if err := s.end(ctx, "removed"); err != nil {
+		return err
+	}
+	if home && volume != "" {
+		return m.removeVolume(c, s.rec.User.UID, volume)
+	}
+	return nil
+}
+
+// removeVolume deletes the home volume of user uid, unless a session uses it. Root's sessions run as another user.
+func (m *Manager) removeVolume(c api.Caller, uid int, name string) error {
+	if uid == 0 {
+		uid = defaultUID
+	}
+	if !nameRE.MatchString(name) || (!c.Root() && uid != c.UID) {
+		return fmt.Errorf("home volume %q: %w", name, orchestrator.ErrNotFound)
+	}
+	for _, s := range m.all() {
+		if s.volume() == name && s.rec.User.UID == uid {
+			return fmt.Errorf("home volume %q: %w: session %q uses it", name, orchestrator.ErrState, s.name)
+		}
+	}
+	dir := m.volumeDir(uid, name)
+	if _, err := os.Lstat(dir); err != nil {
+		return fmt.Errorf("home volume %q: %w", name, orchestrator.ErrNotFound)
+	}
+	return removeTree(dir)
+}
+
+// volumeDir is where the home volume of user uid lies: users do not share names.
+func (m *Manager) volumeDir(uid int, name string) string {
+	return filepath.Join(m.opt.Layout.Volumes(), strconv.Itoa(uid), name)
+}
+
+// Logs implements api.Manager.
+func (m *Manager) Logs(ctx context.Context, c api.Caller, name, component string, tail int, follow bool) (io.ReadCloser, error) {
+	s, err := m.find(c, name)
+	if err != nil {
+		return nil, err
+	}
+	if component != "" {
+		if _, ok := s.rec.Plan.Component(component); !ok {
+			return nil, s.noComponent(component)
+		}
+		return m.opt.Engine.Logs(ctx, s.id, component, tail, follow)
+	}
+	return s.allLogs(ctx, tail, follow)
+}
+
+// Exec implements api.Manager.
+func (m *Manager) Exec(ctx context.Context, c api.Caller, name, component string, spec orchestrator.ExecSpec) (int, error) {
+	s, err := m.find(c, name)
+	if err != nil {
+		return 0, err
+	}
+	if _, ok := s.rec.Plan.Component(component); !ok {
+		return 0, s.noComponent(component)
+	}
+	// Only root may become somebody else in a container: it could reach the devices the component was given.
+	if !c.Root() {
+		spec.UID, spec.GID = nil, nil
+	}
+	return m.opt.Engine.Exec(ctx, s.id, component, spec)
+}
+
+// Events implements api.Manager.
+func (m *Manager) Events(ctx context.Context, c api.Caller) (<-chan api.Event, error) {
+	return m.hub.subscribe(ctx, func(e api.Event) bool { return c.Root() || e.UID == c.UID }), nil
+}
+
+// Shot implements api.Manager.
+func (m *Manager) Shot(ctx context.Context, c api.Caller, name string) ([]byte, error) {
+	s, err := m.find(c, name)
+	if err != nil {
+		return nil, err
+	}
+	return m.shot(ctx, s, 0)
+}
+
+// shot takes a picture, scaled down to width unless that is 0.
+func (m *Manager) shot(ctx context.Context, s *session, width int) ([]byte, error) {
+	png, err := m.opt.Screen.Shot(ctx, s.wires.xsocket(), s.wires.xauthority(), width)
+	if err != nil {
+		return nil, fmt.Errorf("session %q: screenshot: %w", s.name, err)
+	}
+	return png, nil
+}
+
+// Thumbnail returns the screen of the session called name, scaled down to width, as PNG.
+func (m *Manager) Thumbnail(ctx context.Context, name string, width int) ([]byte, error) {
+	s, err := m.find(api.Caller{}, name)
+	if err != nil {
+		return nil, err
+	}
+	return m.shot(ctx, s, width)
+}
+
+// Screen sizes that Resize takes, in pixels.
+const (
+	minWidth, minHeight = 320, 200
+	maxWidth, maxHeight = 7680, 4320
+)
+
+// Resize implements api.Manager.
+func (m *Manager) Resize(ctx context.Context, c api.Caller, name string, width, height int) error {
+	s, err := m.find(c, name)
+	if err != nil {
+		return err
+	}
+	if width < minWidth || height < minHeight || width > maxWidth || height > maxHeight {
+		return fmt.Errorf("session %q: size %dx%d: %w: at least %dx%d, at most %dx%d", name, width, height,
+			orchestrator.ErrInvalid, minWidth, minHeight, maxWidth, maxHeight)
+	}
+	if err := m.opt.Screen.Resize(ctx, s.wires.xsocket(), s.wires.xauthority(), width, height, s.rec.Plan.Display.DPI); err != nil {
+		return fmt.Errorf("session %q: size %dx%d: %w", name, width, height, err)
+	}
+	s.mu.Lock()
+	s.width, s.height = width, height
+	s.mu.Unlock()
+	return nil
+}
+
+// Trace implements api.Manager.
+func (m *Manager) Trace(ctx context.Context, c api.Caller, name string) (api.Trace, error) {
+	s, err := m.find(c, name)
+	if err != nil {
+		return api.Trace{}, err
+	}
+	return s.tracer.document(name), nil
+}
+
+// Plan implements api.Manager.
+func (m *Manager) Plan(ctx context.Context, c api.Caller, req api.UpRequest) (api.Plan, error) {
+	p, err := m.opt.Plan(ctx, c.Home, req)
+	if err != nil {
+		return api.Plan{}, err
+	}
+	return *p, nil
+}
+
+func (m *Manager) publish(s *session, typ, component, message string) {
+	m.hub.publish(api.Event{Time: time.Now(), Type: typ, Session: s.name, Component: component, Message: message, UID: s.rec.Owner})
+}

@@ -1,0 +1,372 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"berth/orchestrator"
+	"berth/session/api"
+)
+
+// supervise runs component c until the session ends or the component has ended for good. adopted > 0 is the process of
+// a container that was running before this daemon: it counts as ready.
+func (s *session) supervise(c *component, adopted int) {
+	ctx := s.ctx
+	attempts := 0
+	for ctx.Err() == nil {
+		started := time.Now()
+		pid, ready := adopted, adopted > 0
+		adopted = 0
+		var code int
+		var cause error
+		if ready {
+			s.noteComponent(c, compReady, func() { c.pid = pid })
+			code, cause = s.waitExit(ctx, c, pid)
+		} else {
+			pid, ready, code, cause = s.runOnce(ctx, c)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		ran := time.Since(started)
+		if ready && ran >= healthyAfter {
+			attempts = 0
+		}
+		attempts++
+		s.mu.Lock()
+		starting := s.starting
+		s.mu.Unlock()
+		f := exitFacts{code: code, ranFor: ran, wasReady: ready, attempts: attempts, starting: starting,
+			isSession: c.Name == s.rec.Plan.Session && s.displayAlive(ctx)}
+		act, pause := decide(c.Component, f)
+		// What no new try can change: the command or image is not there, or the component hangs in its start.
+		if errors.Is(cause, orchestrator.ErrNotFound) || errors.Is(cause, orchestrator.ErrInvalid) ||
+			(starting && errors.Is(cause, errNotReady)) {
+			act = actFail
+		}
+		err := cause
+		if err == nil {
+			err = fmt.Errorf("exited with %s", exitText(code))
+		}
+		s.m.opt.Log.Info("component ended", "session", s.name, "component", c.Name, "exit_code", code, "ran", ran.Round(time.Millisecond),
+			"action", string(act), "pause", pause, "error", cause)
+		s.m.publish(s, "component.exited", c.Name, err.Error())
+		switch act {
+		case actLogout:
+			s.noteComponent(c, compExited, func() { c.pid = 0 })
+			go s.end(context.Background(), "the user logged out")
+			return
+		case actDone:
+			s.noteComponent(c, compExited, func() { c.pid = 0 })
+			return
+		case actFail:
+			s.noteComponent(c, compFailed, func() {
+				c.pid, c.err = 0, err
+				if s.starting && !c.Optional && s.startErr == nil {
+					s.startErr = s.startFailure(c, err)
+				}
+			})
+			return
+		}
+		s.noteComponent(c, compBackoff, func() { c.pid, c.err = 0, err; c.restarts++ })
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return
+		}
+	}
+}
+
+var errNotReady = errors.New("not ready")
+
+// runOnce waits for what c comes after, starts it, waits until it is ready and then until it exits.
+func (s *session) runOnce(ctx context.Context, c *component) (pid int, ready bool, code int, err error) {
+	s.noteComponent(c, compWaiting, nil)
+	endWait := s.tracer.begin(c.Name, "wait")
+	last, err := s.await(ctx, c.After)
+	if err != nil {
+		return 0, false, 0, err
+	}
+	select {
+	case <-c.created:
+	case <-ctx.Done():
+		return 0, false, 0, ctx.Err()
+	}
+	endWait(last)
+	s.noteComponent(c, compStarting, nil)
+	for len(c.exits) > 0 {
+		<-c.exits // of earlier runs
+	}
+	endStart := s.tracer.begin(c.Name, "start")
+	pid, err = s.m.opt.Engine.StartContainer(ctx, s.id, c.Name)
+	endStart("")
+	if err != nil {
+		return 0, false, -1, err
+	}
+	s.note(func() { c.pid = pid })
+
+	// The probes run beside the wait for an exit: what dies at once is not waited for.
+	exited := make(chan int, 1)
+	probeCtx, stopProbe := context.WithTimeout(ctx, c.Timeout)
+	defer stopProbe()
+	watchCtx, stopWatch := context.WithCancel(ctx)
+	defer stopWatch()
+	go func() {
+		if code, err := s.waitExit(watchCtx, c, pid); err == nil {
+			exited <- code
+		}
+	}()
+	probed := make(chan error, 1)
+	go func() { probed <- s.probe(probeCtx, c) }()
+	select {
+	case code = <-exited:
+		if wantsExit(c) {
+			return pid, true, code, nil
+		}
+		return pid, false, code, nil
+	case err := <-probed:
+		if ctx.Err() != nil {
+			return pid, false, 0, ctx.Err()
+		}
+		if err != nil {
+			// It may have died in the same moment; then that is the news.
+			select {
+			case code = <-exited:
+				return pid, false, code, nil
+			default:
+			}
+			if kerr := s.m.opt.Engine.StopContainer(ctx, s.id, c.Name, stopGrace(c)); kerr != nil {
+				err = errors.Join(err, kerr)
+			}
+			return pid, false, -1, fmt.Errorf("%w within %v: %w", errNotReady, c.Timeout, err)
+		}
+	}
+	s.noteComponent(c, compReady, func() {
+		c.err = nil
+		if c.ready == 0 {
+			c.ready = time.Since(s.rec.Created)
+		}
+	})
+	select {
+	case code = <-exited:
+		return pid, true, code, nil
+	case <-ctx.Done():
+		return pid, true, 0, ctx.Err()
+	}
+}
+
+func wantsExit(c *component) bool {
+	for _, p := range c.Ready {
+		if p.Kind == "exit" {
+			return true
+		}
+	}
+	return false
+}
+
+// probe waits until all of c's probes hold.
+func (s *session) probe(ctx context.Context, c *component) error {
+	if wantsExit(c) {
+		<-ctx.Done()
+		return fmt.Errorf("waited for its exit: %w", ctx.Err())
+	}
+	if len(c.Ready) == 0 {
+		return nil
+	}
+	p := s.m.opt.Probe(Target{XSocket: s.wires.xsocket(), XAuthority: s.wires.xauthority(),
+		RuntimeDir: s.wires.runtime(), TmpDir: s.wires.tmp(), RuntimeInside: specInput{id: s.rec.User}.runtimeDir(),
+		UID: s.rec.User.UID, GID: s.rec.User.GID,
+		Exec: func(ctx context.Context, argv []string) (int, string, error) {
+			var out cappedBuffer
+			code, err := s.m.opt.Engine.Exec(ctx, s.id, c.Name, orchestrator.ExecSpec{Command: argv, Stdout: &out, Stderr: &out})
+			return code, out.String(), err
+		}})
+	defer p.Close()
+	expand := specInput{session: s.name, id: s.rec.User}.expander()
+	for _, want := range c.Ready {
+		want.Arg = expand(want.Arg)
+		end := s.tracer.begin(c.Name, "probe")
+		if err := p.Wait(ctx, want); err != nil {
+			return err
+		}
+		// A display that was asked for in one size starts as large as it can get, so that it can be resized later; its
+		// clients must see the right size from the first.
+		if want.Kind == "x11" && c.Name == s.rec.Plan.Owner("display") {
+			s.mu.Lock()
+			w, h := s.width, s.height
+			s.mu.Unlock()
+			if err := s.m.opt.Screen.Resize(ctx, s.wires.xsocket(), s.wires.xauthority(), w, h, s.rec.Plan.Display.DPI); err != nil {
+				return fmt.Errorf("size %dx%d: %w", w, h, err)
+			}
+		}
+		end(want.String())
+	}
+	return nil
+}
+
+// waitExit waits for the exit of process pid of c.
+func (s *session) waitExit(ctx context.Context, c *component, pid int) (code int, err error) {
+	for {
+		select {
+		case e := <-c.exits:
+			if e.PID == pid || e.PID == 0 {
+				return e.ExitCode, nil
+			}
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// displayAlive tells whether the display server runs, or there is none: a session component that ends because its
+// display did has not logged out.
+func (s *session) displayAlive(ctx context.Context) bool {
+	name := s.rec.Plan.Owner("display")
+	if name == "" {
+		return true
+	}
+	st, err := s.m.opt.Engine.Container(ctx, s.id, name)
+	return err == nil && st.State == orchestrator.StateRunning
+}
+
+func (s *session) noteComponent(c *component, state string, change func()) {
+	s.note(func() {
+		c.state = state
+		if change != nil {
+			change()
+		}
+	})
+	switch state {
+	case compReady, compStarting, compBackoff, compFailed:
+		s.m.publish(s, "component."+state, c.Name, "")
+	}
+}
+
+// startFailure words why the start failed, with the end of the component's log.
+func (s *session) startFailure(c *component, cause error) error {
+	return &startError{session: s.name, component: c.Name, cause: cause}
+}
+
+type startError struct {
+	session, component string
+	cause              error
+	log                string
+}
+
+func (e *startError) Error() string {
+	msg := fmt.Sprintf("component %q: %v", e.component, e.cause)
+	if e.log != "" {
+		msg += "\nlast lines of its log:\n" + indent(e.log)
+	}
+	return msg
+}
+
+func (e *startError) Unwrap() error { return e.cause }
+
+func exitText(code int) string {
+	if code > 128 && code < 128+65 {
+		return fmt.Sprintf("code %d (signal %d)", code, code-128)
+	}
+	return fmt.Sprintf("code %d", code)
+}
+
+const defaultGrace = 3 * time.Second
+
+func stopGrace(c *component) time.Duration {
+	if c.Stop > 0 {
+		return c.Stop
+	}
+	return defaultGrace
+}
+
+// end takes the session down and returns when nothing of it is left. All callers share one takedown, which goes on when
+// a caller's context ends.
+func (s *session) end(ctx context.Context, why string) error {
+	s.endOnce.Do(func() {
+		s.note(func() { s.stopping = true })
+		s.m.publish(s, "session.stopping", "", why)
+		go func() {
+			s.endErr = s.takedown(context.WithoutCancel(ctx))
+			s.m.release(s)
+			if s.endErr != nil {
+				s.m.opt.Log.Error("session takedown", "session", s.name, "error", s.endErr)
+			}
+			s.m.publish(s, "session.stopped", "", why)
+			close(s.ended)
+		}()
+	})
+	select {
+	case <-s.ended:
+		return s.endErr
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// takedown stops dependents before what they depend on, then removes everything, whatever state it is in.
+func (s *session) takedown(ctx context.Context) error {
+	s.cancel()
+	<-s.upDone
+	s.wg.Wait()
+	s.m.opt.Gateway.Detach(s.name)
+	stopped := map[string]chan struct{}{}
+	for n := range s.comps {
+		stopped[n] = make(chan struct{})
+	}
+	for _, c := range s.comps {
+		go func() {
+			defer close(stopped[c.Name])
+			for _, o := range s.comps {
+				for _, a := range o.After {
+					if a == c.Name {
+						<-stopped[o.Name]
+					}
+				}
+			}
+			if err := s.m.opt.Engine.StopContainer(ctx, s.id, c.Name, stopGrace(c)); err != nil && !errors.Is(err, orchestrator.ErrNotFound) {
+				s.m.opt.Log.Warn("component stop", "session", s.name, "component", c.Name, "error", err) // RemovePod kills it
+			}
+		}()
+	}
+	for _, ch := range stopped {
+		<-ch
+	}
+	return s.remove(ctx)
+}
+
+// remove takes away the pod and the files.
+func (s *session) remove(ctx context.Context) error {
+	var errs []error
+	if err := s.m.opt.Engine.RemovePod(ctx, s.id); err != nil {
+		errs = append(errs, err)
+	}
+	if err := s.wires.remove(); err != nil {
+		errs = append(errs, err)
+	}
+	if s.rec.Plan.Home.Kind == "ephemeral" {
+		if err := removeTree(s.ephemeralHome()); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// finishStart marks the session as up.
+func (s *session) finishStart(ctx context.Context) error {
+	took := s.tracer.done()
+	s.mu.Lock()
+	s.rec.ReadyMS = max(took.Milliseconds(), 1)
+	s.rec.Spans = s.tracer.document(s.name).Spans
+	s.mu.Unlock()
+	if err := s.save(ctx); err != nil {
+		return err
+	}
+	s.note(func() { s.starting = false })
+	return nil
+}
+
+var _ api.Manager = (*Manager)(nil)
