@@ -1,0 +1,107 @@
+# Berth. `make run` and `make test` work from nothing on a bare Debian 12 or 13 as root; see README.md.
+#
+#   make             the engine's programs and berth itself, into libexec/ and bin/
+#   make run         build, start an XFCE session, print how to reach it
+#   make test        all tests (root); TESTFLAGS and PKGS narrow it down
+#   make bench       the numbers of docs/, both sides measured here
+#   make lint        gofmt, go vet, staticcheck
+#   make install     into $(DESTDIR)$(PREFIX), with systemd units
+#   make deps        the Debian packages all of this needs, only if something is missing
+#   make clean       what make has made (Go's caches stay)
+#
+# Go is found by tools/go, which says how; `make GO=/path/to/go` overrides it.
+
+SHELL   := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+GO      ?= $(CURDIR)/tools/go
+PREFIX  ?= /usr/local
+DESTDIR ?=
+PKGS    ?= ./...
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+# Nothing of the caller's environment changes what is built, except where modules come from.
+export GOFLAGS := -buildvcs=false
+export GOWORK  := off
+
+## The engine -------------------------------------------------------------------------------------------------------
+# Upstream's programs, unmodified, at the versions tools/engine/go.mod pins. They are rebuilt when one is missing or when
+# the pins or the way they are built (tools/engine/*) have changed in content, not in time: the stamp's name is a digest.
+
+ENGINE := containerd containerd-shim-runc-v2 runc buildkitd ptp loopback host-local
+ENGINE_PINS  := $(shell cat tools/engine/go.mod tools/engine/go.sum tools/engine/build | sha256sum | cut -c1-16)
+ENGINE_STAMP := libexec/.engine-$(ENGINE_PINS)
+ifneq ($(words $(wildcard $(ENGINE:%=libexec/%))),$(words $(ENGINE)))
+.PHONY: $(ENGINE_STAMP)
+endif
+
+.PHONY: engine
+engine: $(ENGINE_STAMP)
+
+$(ENGINE_STAMP):
+	tools/deps build
+	GO="$(GO)" tools/engine/build libexec
+	rm -f libexec/.engine-*
+	touch $@
+
+## Berth ------------------------------------------------------------------------------------------------------------
+# Go's own cache decides what is to be done here, so both are phony.
+
+.PHONY: build berth
+build: engine berth
+
+berth:
+	tools/deps build
+	$(GO) build -trimpath -ldflags "-s -w -X berth/internal/cli.Version=$(VERSION)" -o bin/berth ./cmd/berth
+	if [ -d cmd/berth-anchor ]; then \
+		CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o libexec/berth-anchor ./cmd/berth-anchor; fi
+
+.PHONY: deps
+deps:
+	tools/deps build run test
+	$(GO) version
+
+## Use --------------------------------------------------------------------------------------------------------------
+
+.PHONY: run test bench lint
+run: build
+	tools/deps run
+	bin/berth up xfce
+
+test: build
+	tools/deps run test
+	BERTH_LIBEXEC=$(CURDIR)/libexec $(GO) test -timeout 60m $(TESTFLAGS) $(PKGS)
+
+bench: build
+	tools/deps run
+	BERTH_LIBEXEC=$(CURDIR)/libexec $(GO) test -run '^$$' -bench . -timeout 60m $(TESTFLAGS) $(PKGS)
+
+# staticcheck is pinned by tools/lint/go.mod.
+lint:
+	tools/deps build
+	files=$$(git ls-files '*.go' | xargs -r "$$(dirname "$$(tools/go --path)")/gofmt" -l); \
+		[ -z "$$files" ] || { echo "gofmt: $$files" >&2; exit 1; }
+	$(GO) vet $(PKGS)
+	$(GO) build -C tools/lint -o ../../build/staticcheck honnef.co/go/tools/cmd/staticcheck
+	PATH="$$(dirname "$$(tools/go --path)"):$$PATH" build/staticcheck $(PKGS)
+
+.PHONY: install uninstall clean
+install: build
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/berth \
+		$(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/sysusers.d
+	install -m 0755 bin/berth $(DESTDIR)$(PREFIX)/bin/berth
+	for p in $(ENGINE) berth-anchor; do \
+		install -m 0755 libexec/$$p $(DESTDIR)$(PREFIX)/libexec/berth/$$p; done
+	sed 's,@PREFIX@,$(PREFIX),g' assets/systemd/berth.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/berth.service
+	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/berth.service
+	install -m 0644 assets/systemd/berth.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/berth.conf
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/berth $(DESTDIR)$(PREFIX)/lib/systemd/system/berth.service \
+		$(DESTDIR)$(PREFIX)/lib/sysusers.d/berth.conf
+	rm -rf $(DESTDIR)$(PREFIX)/libexec/berth
+
+clean:
+	rm -rf bin libexec build
