@@ -1,0 +1,143 @@
+// Package hoststate lists what Berth could leave behind on a host (mounts, cgroups, namespaces, processes, network
+// interfaces, files), so that tests and benchmarks can show that nothing is.
+package hoststate
+
+import (
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"berth/internal/paths"
+)
+
+// State holds the names of all things found, by kind.
+type State map[string][]string
+
+// Take lists the state of the host as far as it concerns the instance at l. Files are those below its Run and State,
+// but for the engine's own databases, blobs and logs, which do not grow with sessions. Things that come and go on
+// their own while it reads are passed over.
+func Take(l paths.Layout) (State, error) {
+	s := State{}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("host state: %w", err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		f := strings.Fields(line)
+		if len(f) > 4 && (strings.HasPrefix(f[4], l.Run+"/") || strings.HasPrefix(f[4], l.State+"/")) {
+			s["mounts"] = append(s["mounts"], f[4])
+		}
+	}
+	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && strings.Contains(path, "/"+l.Instance()+"/") {
+			s["cgroups"] = append(s["cgroups"], path)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("host state: %w", err)
+	}
+	if err := s.processes(l); err != nil {
+		return nil, err
+	}
+	ifs, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("host state: %w", err)
+	}
+	for _, i := range ifs {
+		s["interfaces"] = append(s["interfaces"], i.Name)
+	}
+	for _, dir := range []string{l.Run, l.State} {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return nil
+			}
+			rel, _ := filepath.Rel(dir, path)
+			if engineOwn(rel) {
+				if d.IsDir() {
+					return fs.SkipDir
+				}
+				return nil
+			}
+			kind := "files"
+			if d.Type()&fs.ModeSocket != 0 {
+				kind = "sockets"
+			}
+			// Snapshots are numbered directories of the snapshotter; their contents are the images'.
+			if strings.Contains(rel, "snapshotter.v1.") && strings.Contains(rel, "/snapshots/") {
+				s["snapshots"] = append(s["snapshots"], filepath.Base(path))
+				return fs.SkipDir
+			}
+			s[kind] = append(s[kind], path)
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("host state: %w", err)
+		}
+	}
+	for k := range s {
+		slices.Sort(s[k])
+		s[k] = slices.Compact(s[k])
+	}
+	return s, nil
+}
+
+// engineOwn tells whether a path below State or Run belongs to the engine's databases.
+func engineOwn(rel string) bool {
+	for _, p := range []string{"io.containerd.content.v1.content", "io.containerd.metadata.v1.bolt", "/buildkit", "metadata.db", ".log"} {
+		if strings.Contains("/"+rel, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// processes finds the shims and anchors of the instance, what runs in its cgroups, and the namespaces of those.
+func (s State) processes(l paths.Layout) error {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return err
+	}
+	own := map[string]string{}
+	for _, k := range []string{"net", "ipc", "pid", "mnt", "uts"} {
+		own[k], _ = os.Readlink("/proc/self/ns/" + k)
+	}
+	for _, d := range dirs {
+		cg, err := os.ReadFile(d + "/cgroup")
+		if err != nil {
+			continue // it has ended
+		}
+		cmd, _ := os.ReadFile(d + "/cmdline")
+		line := strings.TrimSpace(strings.ReplaceAll(string(cmd), "\x00", " "))
+		inCgroup := strings.Contains(string(cg), "/"+l.Instance()+"/")
+		shim := strings.Contains(line, "containerd-shim-runc-v2") && strings.Contains(line, l.ContainerdSocket())
+		if !inCgroup && !shim {
+			continue
+		}
+		s["processes"] = append(s["processes"], filepath.Base(d)+" "+line)
+		for k, mine := range own {
+			if ns, err := os.Readlink(d + "/ns/" + k); err == nil && ns != mine {
+				s["namespaces"] = append(s["namespaces"], ns)
+			}
+		}
+	}
+	return nil
+}
+
+// Diff returns what b has that a has not, as "kind: name" lines, sorted.
+func Diff(a, b State) []string {
+	var out []string
+	for kind, names := range b {
+		for _, n := range names {
+			if !slices.Contains(a[kind], n) {
+				out = append(out, kind+": "+n)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}

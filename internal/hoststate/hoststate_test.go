@@ -1,0 +1,38 @@
+package hoststate
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"berth/internal/paths"
+)
+
+func TestDiffShowsWhatIsNew(t *testing.T) {
+	l, err := paths.New(filepath.Join(os.TempDir(), "hs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	l.Run, l.State = filepath.Join(root, "r"), filepath.Join(root, "s")
+	if err := os.MkdirAll(l.Run, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	before, err := Take(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(l.Run, "left"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	after, err := Take(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"files: " + filepath.Join(l.Run, "left")}
+	if d := cmp.Diff(want, Diff(before, after)); d != "" {
+		t.Errorf("diff (-want +got):\n%s", d)
+	}
+}
