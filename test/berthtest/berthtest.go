@@ -1,0 +1,231 @@
+// Package berthtest drives the real berth program against a private root, for the tests and benchmarks that start real
+// sessions. One root with its images is shared by all of them: images are built once.
+package berthtest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"berth/internal/hoststate"
+	"berth/internal/paths"
+	"berth/session/api"
+)
+
+// Env names the directory of the shared root; Default is used without it. It is short: sockets lie below it.
+const (
+	Env     = "BERTH_TEST_ROOT"
+	Default = "/var/tmp/berth-test"
+)
+
+// Patience is how long a test waits for what should happen at once on an idle machine. It is no measure of speed.
+const Patience = 3 * time.Minute
+
+// Instance is a Berth with a root of its own.
+type Instance struct {
+	Bin    string
+	Layout paths.Layout
+}
+
+// New finds the program that make built and the shared root.
+func New() (*Instance, error) {
+	if os.Getuid() != 0 {
+		return nil, errors.New("sessions need root")
+	}
+	_, file, _, _ := runtime.Caller(0)
+	top := filepath.Dir(filepath.Dir(filepath.Dir(file)))
+	bin := filepath.Join(top, "bin", "berth")
+	if _, err := os.Stat(bin); err != nil {
+		return nil, fmt.Errorf("program: %w; build it with: make", err)
+	}
+	root := os.Getenv(Env)
+	if root == "" {
+		root = Default
+	}
+	l, err := paths.New(root)
+	if err != nil {
+		return nil, err
+	}
+	return &Instance{Bin: bin, Layout: l}, nil
+}
+
+// Command is berth with args on this instance.
+func (i *Instance) Command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, i.Bin, append([]string{"--root", i.Layout.Root}, args...)...)
+	// An interrupt first, as a person would: a kill would leave the daemon with half a request.
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = time.Minute
+	cmd.Env = append(os.Environ(), "NO_COLOR=1")
+	return cmd
+}
+
+// Result of a command.
+type Result struct {
+	Stdout, Stderr string
+	Code           int
+}
+
+// Do runs berth and returns what came of it.
+func (i *Instance) Do(ctx context.Context, args ...string) (Result, error) {
+	cmd := i.Command(ctx, args...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	r := Result{out.String(), errOut.String(), cmd.ProcessState.ExitCode()}
+	var ee *exec.ExitError
+	if errors.As(err, &ee) {
+		err = nil
+	}
+	return r, err
+}
+
+// Run runs berth, which has to succeed, and returns its standard output.
+func (i *Instance) Run(t testing.TB, args ...string) string {
+	t.Helper()
+	r, err := i.Do(context.Background(), args...)
+	if err != nil || r.Code != 0 {
+		t.Fatalf("berth %s: code %d, %v\n%s%s", strings.Join(args, " "), r.Code, err, r.Stdout, r.Stderr)
+	}
+	return r.Stdout
+}
+
+// Fail runs berth, which has to fail with exit code 1, and returns its standard error.
+func (i *Instance) Fail(t testing.TB, args ...string) string {
+	t.Helper()
+	r, err := i.Do(context.Background(), args...)
+	if err != nil || r.Code != 1 {
+		t.Fatalf("berth %s: code %d, %v; want code 1\n%s%s", strings.Join(args, " "), r.Code, err, r.Stdout, r.Stderr)
+	}
+	return r.Stderr
+}
+
+// Up starts a session and stops it when the test ends.
+func (i *Instance) Up(t testing.TB, args ...string) api.Session {
+	t.Helper()
+	var s api.Session
+	decode(t, i.Run(t, append([]string{"up", "--json"}, args...)...), &s)
+	t.Cleanup(func() {
+		if t.Failed() {
+			r, _ := i.Do(context.Background(), "logs", s.Name)
+			t.Logf("logs of session %s:\n%s", s.Name, tail(r.Stdout, 6000))
+		}
+		i.Do(context.Background(), "stop", s.Name) // some tests have ended it already
+	})
+	return s
+}
+
+// Show returns the state of a session.
+func (i *Instance) Show(t testing.TB, name string) api.Session {
+	t.Helper()
+	var s api.Session
+	decode(t, i.Run(t, "show", name, "--json"), &s)
+	return s
+}
+
+// List returns all sessions.
+func (i *Instance) List(t testing.TB) []api.Session {
+	t.Helper()
+	var s []api.Session
+	decode(t, i.Run(t, "ls", "--json"), &s)
+	return s
+}
+
+// Exec runs a command in a component and returns its output; it has to succeed.
+func (i *Instance) Exec(t testing.TB, name, component string, argv ...string) string {
+	t.Helper()
+	return i.Run(t, append([]string{"exec", name, component, "--"}, argv...)...)
+}
+
+// WaitUntil polls cond until it holds.
+func WaitUntil(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(Patience)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v for: %s", Patience, what)
+		}
+		<-tick.C
+	}
+}
+
+// NothingLeft fails the test, at its end, if the host then has more than now. Call it before starting anything.
+func (i *Instance) NothingLeft(t testing.TB) {
+	t.Helper()
+	before, err := hoststate.Take(i.Layout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		var left []string
+		WaitUntil(t, "the host as it was before", func() bool {
+			after, err := hoststate.Take(i.Layout)
+			if err != nil {
+				t.Fatal(err)
+			}
+			left = hoststate.Diff(before, after)
+			for n := range left {
+				// Home volumes are meant to stay; tests that make one remove it.
+				if strings.HasPrefix(left[n], "files: "+i.Layout.Volumes()) {
+					left[n] = ""
+				}
+			}
+			left = strings.Fields(strings.Join(left, "\n"))
+			return len(left) == 0
+		})
+	})
+}
+
+// StopDaemon ends the instance's daemon, if one runs, and waits until it has.
+func (i *Instance) StopDaemon() error {
+	pid, err := i.DaemonPID()
+	if err != nil {
+		return nil // none runs
+	}
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		return err
+	}
+	if err := p.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	for end := time.Now().Add(Patience); p.Signal(syscall.Signal(0)) == nil; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("daemon %d: did not end within %v", pid, Patience)
+		}
+	}
+	return nil
+}
+
+// DaemonPID asks the daemon for its process ID.
+func (i *Instance) DaemonPID() (int, error) {
+	out, err := i.Command(context.Background(), "info", "--json").Output()
+	if err != nil {
+		return 0, err
+	}
+	var info api.DaemonInfo
+	if err := json.Unmarshal(out, &info); err != nil {
+		return 0, err
+	}
+	return info.PID, nil
+}
+
+func decode(t testing.TB, text string, v any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), v); err != nil {
+		t.Fatalf("not JSON: %v\n%s", err, text)
+	}
+}
+
+func tail(s string, n int) string { return s[max(0, len(s)-n):] }
