@@ -111,7 +111,7 @@ type Build struct {
 
 // Error is an error answer.
 type Error struct {
-	Code    string `json:"code"` // not_found | exists | invalid | state | unavailable | forbidden | internal
+	Code    string `json:"code"` // not_found | exists | invalid | state | unavailable | forbidden | canceled | internal
 	Message string `json:"message"`
 	Hint    string `json:"hint,omitempty"` // what to do
 }
@@ -158,3 +158,58 @@ type DaemonInfo struct {
 
 // Plan is the answer to a plan request.
 type Plan = profiles.Plan
+
+// ImageList is the answer to GET /v1/images.
+type ImageList struct {
+	Images  []orchestrator.Image `json:"images"`
+	Recipes []string             `json:"recipes"` // built-in names that can be built
+}
+
+// ImageEvent is one line of the answer to a build, pull, push or import: progress, then exactly one with Done or Error.
+type ImageEvent struct {
+	Build    *Build                 `json:"build,omitempty"`
+	Progress *orchestrator.Progress `json:"progress,omitempty"`
+	Images   []orchestrator.Image   `json:"images,omitempty"` // with Done: what was pulled or imported
+	Done     bool                   `json:"done,omitempty"`
+	Error    *Error                 `json:"error,omitempty"`
+}
+
+// ExecRequest runs a process in a component; see package execstream for what follows it on the connection.
+type ExecRequest struct {
+	Component string                 `json:"component"`
+	Command   []string               `json:"command"`
+	Env       []string               `json:"env,omitempty"` // KEY=VALUE, added to the component's
+	Cwd       string                 `json:"cwd,omitempty"`
+	Root      bool                   `json:"root,omitempty"` // root only: as root of the container instead of the session's user
+	TTY       bool                   `json:"tty,omitempty"`
+	Size      *orchestrator.TermSize `json:"size,omitempty"` // with TTY: at the start
+}
+
+// Size is a screen's size in pixels.
+type Size struct {
+	Width  int `json:"width"`
+	Height int `json:"height"`
+}
+
+// BuildRequest builds built-in recipes.
+type BuildRequest struct {
+	Names []string `json:"names"`
+	BuildOptions
+}
+
+// RefRequest pulls or pushes an image.
+type RefRequest struct {
+	Ref      string `json:"ref"`
+	Insecure bool   `json:"insecure,omitempty"` // root only: plain HTTP or an unverified certificate is accepted
+}
+
+// TagRequest gives an image a further name.
+type TagRequest struct {
+	Src string `json:"src"`
+	Dst string `json:"dst"`
+}
+
+// PruneResult is what a prune did.
+type PruneResult struct {
+	Freed int64 `json:"freed"` // bytes
+}

@@ -1,0 +1,318 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
+	"github.com/getkin/kin-openapi/routers/legacy"
+
+	"berth/docs"
+	"berth/orchestrator"
+	"berth/profiles"
+	"berth/session/api"
+	"berth/session/api/apitest"
+	"berth/session/api/server"
+)
+
+func document(t *testing.T) *openapi3.T {
+	t.Helper()
+	doc, err := openapi3.NewLoader().LoadFromData(docs.OpenAPI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := doc.Validate(context.Background(), openapi3.EnableExamplesValidation()); err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+func TestRoutesAndDocumentAgree(t *testing.T) {
+	described := map[string]bool{}
+	for path, item := range document(t).Paths.Map() {
+		for method := range item.Operations() {
+			described[method+" "+path] = true
+		}
+	}
+	served := map[string]bool{}
+	for _, r := range server.New(server.Config{}).Routes() {
+		served[r.Method+" "+r.Path] = true
+	}
+	for r := range served {
+		if !described[r] {
+			t.Errorf("%s is served but not in docs/openapi.yaml", r)
+		}
+	}
+	for r := range described {
+		if !served[r] {
+			t.Errorf("%s is in docs/openapi.yaml but not served", r)
+		}
+	}
+}
+
+// TestSchemasAndTypesAgree checks that documents have exactly the fields that their Go types write, the required ones
+// being those that are always written.
+func TestSchemasAndTypesAgree(t *testing.T) {
+	types := map[string]any{
+		"Session": api.Session{}, "Display": api.Display{}, "Audio": api.Audio{}, "Bus": api.Bus{}, "Remote": api.Remote{},
+		"Component": api.Component{}, "UpRequest": api.UpRequest{}, "UpEvent": api.UpEvent{}, "Build": api.Build{}, "Error": api.Error{},
+		"Event": api.Event{}, "Trace": api.Trace{}, "Span": api.Span{}, "ExecRequest": api.ExecRequest{}, "TermSize": orchestrator.TermSize{},
+		"Size": api.Size{}, "ImageList": api.ImageList{}, "Image": orchestrator.Image{}, "ImageEvent": api.ImageEvent{},
+		"Progress": orchestrator.Progress{}, "BuildRequest": api.BuildRequest{}, "RefRequest": api.RefRequest{}, "TagRequest": api.TagRequest{},
+		"PruneResult": api.PruneResult{}, "DaemonInfo": api.DaemonInfo{}, "EngineInfo": orchestrator.Info{}, "Plan": api.Plan{},
+		"PlanComponent": profiles.Component{}, "Probe": profiles.Probe{}, "PlanDisplay": profiles.Display{}, "PlanAudio": profiles.Audio{},
+		"PlanHome": profiles.Home{}, "PlanLook": profiles.Look{}, "PlanLocale": profiles.Locale{}, "PlanLimits": profiles.Limits{},
+	}
+	schemas := document(t).Components.Schemas
+	for name := range schemas {
+		if types[name] == nil {
+			t.Errorf("schema %s has no Go type in this test", name)
+		}
+	}
+	for name, v := range types {
+		s := schemas[name]
+		if s == nil {
+			t.Errorf("%T: schema %s is missing", v, name)
+			continue
+		}
+		all, always := fields(reflect.TypeOf(v))
+		var props []string
+		for p := range s.Value.Properties {
+			props = append(props, p)
+		}
+		required := slices.Clone(s.Value.Required)
+		for _, l := range [][]string{all, always, props, required} {
+			slices.Sort(l)
+		}
+		if !slices.Equal(all, props) {
+			t.Errorf("schema %s has the properties\n%v, %T the fields\n%v", name, props, v, all)
+		}
+		if !slices.Equal(always, required) {
+			t.Errorf("schema %s requires\n%v, %T always writes\n%v", name, required, v, always)
+		}
+	}
+}
+
+func fields(t reflect.Type) (all, always []string) {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		tag := f.Tag.Get("json")
+		if f.Anonymous && tag == "" {
+			a, b := fields(f.Type)
+			all, always = append(all, a...), append(always, b...)
+			continue
+		}
+		name, opts, _ := strings.Cut(tag, ",")
+		if name == "-" {
+			continue
+		}
+		all = append(all, name)
+		if !strings.Contains(opts, "omitempty") {
+			always = append(always, name)
+		}
+	}
+	return all, always
+}
+
+// checked is an http.RoundTripper that holds every request and every answer against the document.
+type checked struct {
+	t      *testing.T
+	router routers.Router
+	next   http.RoundTripper
+	seen   map[string]bool // operations that succeeded
+	failed map[string]bool // "operation status"
+}
+
+func (c *checked) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx := context.Background()
+	route, params, err := c.router.FindRoute(req)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: not in the document: %w", req.Method, req.URL.Path, err)
+	}
+	var body []byte
+	if req.Body != nil {
+		if body, err = io.ReadAll(req.Body); err != nil {
+			return nil, err
+		}
+		req.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	in := &openapi3filter.RequestValidationInput{Request: req, PathParams: params, Route: route, Options: &openapi3filter.Options{IncludeResponseStatus: true}}
+	badRequest := openapi3filter.ValidateRequest(ctx, in)
+	if body != nil {
+		req.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	resp, err := c.next.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	got, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	resp.Body.Close()
+	resp.Body = io.NopCloser(bytes.NewReader(got))
+	good := resp.StatusCode < 300
+	if good && badRequest != nil {
+		c.t.Errorf("%s %s: the server accepts what the document forbids: %v", req.Method, req.URL, badRequest)
+	}
+	if resp.StatusCode == http.StatusBadRequest && badRequest == nil && !strings.Contains(string(got), "fake:") {
+		c.t.Logf("%s %s: refused although the document allows it: %s", req.Method, req.URL, got)
+	}
+	if resp.Header.Get("Content-Type") == "application/x-ndjson" {
+		schema := route.Operation.Responses.Status(resp.StatusCode).Value.Content["application/x-ndjson"].Schema.Value
+		for line := range strings.Lines(string(got)) {
+			var v any
+			if err := json.Unmarshal([]byte(line), &v); err != nil {
+				c.t.Errorf("%s %s: line %q: %v", req.Method, req.URL, line, err)
+			} else if err := schema.VisitJSON(v, openapi3.VisitAsResponse()); err != nil {
+				c.t.Errorf("%s %s: line %q: %v", req.Method, req.URL, line, err)
+			}
+		}
+	} else {
+		out := &openapi3filter.ResponseValidationInput{RequestValidationInput: in, Status: resp.StatusCode, Header: resp.Header,
+			Options: &openapi3filter.Options{IncludeResponseStatus: true}}
+		out.SetBodyBytes(got)
+		if err := openapi3filter.ValidateResponse(ctx, out); err != nil {
+			c.t.Errorf("%s %s: answer %d %q: %v", req.Method, req.URL, resp.StatusCode, got, err)
+		}
+	}
+	if good {
+		c.seen[route.Method+" "+route.Path] = true
+	} else {
+		c.failed[fmt.Sprintf("%s %s %d", route.Method, route.Path, resp.StatusCode)] = true
+	}
+	return resp, nil
+}
+
+// TestConversationsKeepToTheDocument makes a real request of every operation, good and bad, over a real socket.
+func TestConversationsKeepToTheDocument(t *testing.T) {
+	for _, kind := range []string{"application/x-tar", "image/png", "application/yaml", "text/event-stream"} {
+		openapi3filter.RegisterBodyDecoder(kind, openapi3filter.FileBodyDecoder)
+		defer openapi3filter.UnregisterBodyDecoder(kind)
+	}
+	router, err := legacy.NewRouter(document(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fake := apitest.New("work", "spare")
+	down := make(chan struct{}, 1)
+	c := apitest.Serve(t, fake, func(cfg *server.Config) { cfg.Shutdown = func() { down <- struct{}{} } })
+	check := &checked{t: t, router: router, seen: map[string]bool{}, failed: map[string]bool{}, next: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", c.Socket)
+		}}}
+	hc := &http.Client{Transport: check}
+	do := func(method, path, body string, want int) string {
+		t.Helper()
+		var r io.Reader
+		if body != "" {
+			r = strings.NewReader(body)
+		}
+		req, err := http.NewRequest(method, "http://berth"+path, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case strings.HasPrefix(body, "tar:"), strings.HasPrefix(body, "bad:"):
+			req.Header.Set("Content-Type", "application/octet-stream")
+		case body != "":
+			req.Header.Set("Content-Type", "application/json")
+		}
+		if strings.HasSuffix(path, "/exec") {
+			req.Header.Set("Connection", "Upgrade")
+			req.Header.Set("Upgrade", "berth-exec/1")
+		}
+		resp, err := hc.Do(req)
+		if err != nil {
+			t.Errorf("%s %s: %v", method, path, err)
+			return ""
+		}
+		defer resp.Body.Close()
+		got, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode != want {
+			t.Errorf("%s %s %s = %d %s; want %d", method, path, body, resp.StatusCode, got, want)
+		}
+		return string(got)
+	}
+
+	do("GET", "/v1/sessions", "", 200)
+	do("POST", "/v1/sessions", `{"profile":"xfce","name":"new","set":["a=b"],"vnc_port":5909}`, 200)
+	do("POST", "/v1/sessions", `{"profile":"xfce","name":"work"}`, 409)
+	do("POST", "/v1/sessions", `{"profile":"xfce","nmae":"x"}`, 400)
+	do("POST", "/v1/sessions", `{"profile":"xfce"} {}`, 400)
+	do("POST", "/v1/sessions", `{"profile":""}`, 400)
+	do("POST", "/v1/sessions", `{"profile":"xfce","vnc_port":70000}`, 400)
+	do("POST", "/v1/sessions", `{"profile":"x","source":"`+strings.Repeat("a", server.MaxSource+1)+`"}`, 400)
+	do("POST", "/v1/sessions", `{"profile":"x","source":"`+strings.Repeat("a", 7<<20)+`"}`, 413)
+	fake.Fail["UpEnd"] = errors.New("component \"panel\": fake: never ready")
+	if got := do("POST", "/v1/sessions", `{"profile":"xfce","name":"never"}`, 200); !strings.Contains(got, `{"error":{"code":"internal"`) {
+		t.Errorf("a failure after progress = %s", got)
+	}
+	fake.Fail["Up"] = fmt.Errorf("engine: fake: %w", orchestrator.ErrUnavailable)
+	do("POST", "/v1/sessions", `{"profile":"xfce","name":"never"}`, 503)
+	do("GET", "/v1/sessions/work", "", 200)
+	do("GET", "/v1/sessions/none", "", 404)
+	do("GET", "/v1/sessions/work/logs", "", 200)
+	do("GET", "/v1/sessions/work/logs?component=panel&tail=1&follow=false", "", 200)
+	do("GET", "/v1/sessions/work/logs?tail=x", "", 400)
+	do("GET", "/v1/sessions/work/logs?component=none", "", 404)
+	do("GET", "/v1/sessions/work/shot", "", 200)
+	do("POST", "/v1/sessions/work/resize", `{"width":800,"height":600}`, 204)
+	do("POST", "/v1/sessions/work/resize", `{"width":0,"height":600}`, 400)
+	do("GET", "/v1/sessions/work/trace", "", 200)
+	do("POST", "/v1/sessions/work/exec", `{"component":"none","command":["true"]}`, 404)
+	do("POST", "/v1/sessions/work/exec", `{"component":"panel","command":[]}`, 400)
+	do("DELETE", "/v1/sessions/work", "", 409)
+	do("DELETE", "/v1/sessions/work?force=yes", "", 400)
+	do("DELETE", "/v1/sessions/work?force=true&home=true", "", 204)
+	do("POST", "/v1/sessions/spare/stop", "", 204)
+	do("POST", "/v1/sessions/spare/stop", "", 404)
+	do("POST", "/v1/plan", `{"profile":"xfce"}`, 200)
+	fake.Fail["Plan"] = api.WithHint(fmt.Errorf("fake: profile \"xfce\": %w", orchestrator.ErrInvalid), "read it")
+	do("POST", "/v1/plan", `{"profile":"xfce"}`, 400)
+	do("GET", "/v1/images", "", 200)
+	do("POST", "/v1/images/build", `{"names":["xfce"],"force":true}`, 200)
+	do("POST", "/v1/images/build", `{"names":["none"]}`, 404)
+	do("POST", "/v1/images/build", `{"names":[]}`, 400)
+	do("POST", "/v1/images/pull", `{"ref":"debian:trixie"}`, 200)
+	do("POST", "/v1/images/pull", `{"ref":""}`, 400)
+	do("POST", "/v1/images/push", `{"ref":"registry.example/a:1","insecure":true}`, 200)
+	do("POST", "/v1/images/import", "tar:localhost/a:1", 200)
+	if got := do("POST", "/v1/images/import", "bad:", 200); !strings.Contains(got, `"code":"invalid"`) {
+		t.Errorf("import of a bad archive = %s", got)
+	}
+	do("GET", "/v1/images/export?ref=localhost/berth/xfce:latest", "", 200)
+	do("GET", "/v1/images/export?ref=none", "", 404)
+	do("GET", "/v1/images/export", "", 400)
+	do("POST", "/v1/images/tag", `{"src":"xfce","dst":"a:1"}`, 204)
+	do("POST", "/v1/images/prune", "", 200)
+	do("DELETE", "/v1/images?ref=localhost/berth/xfce:latest", "", 204)
+	do("DELETE", "/v1/images?ref=none", "", 404)
+	do("GET", "/v1/info", "", 200)
+	do("GET", "/v1/openapi.yaml", "", 200)
+	do("POST", "/v1/shutdown", "", 202)
+	<-down
+
+	// What a plain round trip cannot show: the upgrade, and a stream without an end. Both have tests of their own.
+	apart := map[string]bool{"POST /v1/sessions/{name}/exec": true, "GET /v1/events": true}
+	for _, r := range server.New(server.Config{}).Routes() {
+		if id := r.Method + " " + r.Path; !check.seen[id] && !apart[id] {
+			t.Errorf("%s: no good request was made in this test", id)
+		}
+	}
+}
