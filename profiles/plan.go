@@ -19,6 +19,7 @@ type Plan struct {
 	Limits      Limits      `json:"limits"`
 	Env         []string    `json:"env,omitempty"` // of every component, KEY=VALUE
 	Components  []Component `json:"components"`
+	Apps        []App       `json:"apps,omitempty"`
 	// Session is the component whose clean exit means that the user logged out; "" if there is none.
 	Session string `json:"session,omitempty"`
 }
@@ -79,6 +80,12 @@ type Home struct {
 	Kind string `json:"kind"`           // volume | bind | ephemeral
 	Name string `json:"name,omitempty"` // of the volume; "" means the session's name
 	Path string `json:"path,omitempty"` // of the bind
+}
+
+// App is one [[apps]] entry: applications of a further image.
+type App struct {
+	Image  string   `json:"image"`
+	Export []string `json:"export"` // patterns (path.Match) of .desktop file names without the suffix
 }
 
 // Look is the [look] table. Nil and "" mean: as the images have it.
