@@ -56,7 +56,8 @@ type Screen interface {
 // Remote is what the gateway is told of a session.
 type Remote struct {
 	Name, ID, Profile, User string
-	UID                     int
+	State                   string
+	UID                     int // whom the VNC server runs as
 	VNCSocket               string
 	Password, Token         string
 	Port                    int // asked for, or used before a restart of the daemon; 0 means any
@@ -69,8 +70,8 @@ type Remote struct {
 type Gateway interface {
 	// Attach starts to offer a session and returns its VNC address (host:port) and URL.
 	Attach(ctx context.Context, r Remote) (vnc, web string, err error)
-	// Detach ends it, with all connections. A name that is not attached is not an error.
-	Detach(name string)
+	// Detach ends it, with all connections. One that is not attached is not an error.
+	Detach(r Remote)
 }
 
 // Options of New. All fields but DefaultUser are required.
@@ -78,7 +79,8 @@ type Options struct {
 	Engine  orchestrator.Engine
 	Images  api.Images
 	Layout  paths.Layout
-	Plan    func(ctx context.Context, home string, req api.UpRequest) (*profiles.Plan, error)
+	// Plan resolves a profile as the caller sees it.
+	Plan    func(ctx context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error)
 	Probe   func(Target) Prober
 	Cookie  func() (file []byte, err error) // a new Xauthority file
 	Screen  Screen
@@ -378,6 +380,26 @@ func (m *Manager) Resize(ctx context.Context, c api.Caller, name string, width, 
 	return nil
 }
 
+// Remotes returns what the gateway shows: all sessions that have been told to it.
+func (m *Manager) Remotes() []Remote {
+	var out []Remote
+	for _, s := range m.all() {
+		out = append(out, s.remote())
+	}
+	return out
+}
+
+// Remote returns one of Remotes by its session's name.
+func (m *Manager) Remote(name string) (Remote, bool) {
+	m.mu.Lock()
+	s := m.sessions[name]
+	m.mu.Unlock()
+	if s == nil {
+		return Remote{}, false
+	}
+	return s.remote(), true
+}
+
 // Trace implements api.Manager.
 func (m *Manager) Trace(ctx context.Context, c api.Caller, name string) (api.Trace, error) {
 	s, err := m.find(c, name)
@@ -389,7 +411,7 @@ func (m *Manager) Trace(ctx context.Context, c api.Caller, name string) (api.Tra
 
 // Plan implements api.Manager.
 func (m *Manager) Plan(ctx context.Context, c api.Caller, req api.UpRequest) (api.Plan, error) {
-	p, err := m.opt.Plan(ctx, c.Home, req)
+	p, err := m.opt.Plan(ctx, c, req)
 	if err != nil {
 		return api.Plan{}, err
 	}

@@ -312,7 +312,7 @@ func (s *session) takedown(ctx context.Context) error {
 	s.cancel()
 	<-s.upDone
 	s.wg.Wait()
-	s.m.opt.Gateway.Detach(s.name)
+	s.m.opt.Gateway.Detach(s.remote())
 	stopped := map[string]chan struct{}{}
 	for n := range s.comps {
 		stopped[n] = make(chan struct{})

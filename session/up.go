@@ -33,7 +33,7 @@ func (m *Manager) Up(ctx context.Context, c api.Caller, req api.UpRequest, progr
 	if progress == nil {
 		progress = func(api.UpEvent) {}
 	}
-	plan, err := m.opt.Plan(ctx, c.Home, req)
+	plan, err := m.opt.Plan(ctx, c, req)
 	if err != nil {
 		return api.Session{}, err
 	}
@@ -375,8 +375,11 @@ func (s *session) makeHome(undo *revert.Stack) error {
 }
 
 func (s *session) remote() Remote {
-	return Remote{Name: s.name, ID: s.id, Profile: s.rec.Plan.Profile, User: s.rec.OwnerName, UID: s.rec.Owner, VNCSocket: s.wires.vnc(),
-		Password: s.rec.Password, Token: s.rec.Token, Port: s.rec.VNCPort, Exact: s.rec.Exact, Width: s.width, Height: s.height, Created: s.rec.Created}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Remote{Name: s.name, ID: s.id, Profile: s.rec.Plan.Profile, User: s.rec.OwnerName, UID: s.rec.User.UID, State: s.stateLocked(),
+		VNCSocket: s.wires.vnc(), Password: s.rec.Password, Token: s.rec.Token, Port: s.rec.VNCPort, Exact: s.rec.Exact,
+		Width: s.width, Height: s.height, Created: s.rec.Created}
 }
 
 // adopt finds the sessions that run already, and clears away what is left of others.

@@ -20,6 +20,7 @@ import (
 	"berth/internal/hoststate"
 	"berth/internal/paths"
 	"berth/session/api"
+	"berth/session/api/client"
 )
 
 // Env names the directory of the shared root; Default is used without it. It is short: sockets lie below it.
@@ -210,15 +211,10 @@ func (i *Instance) StopDaemon() error {
 
 // DaemonPID asks the daemon for its process ID.
 func (i *Instance) DaemonPID() (int, error) {
-	out, err := i.Command(context.Background(), "info", "--json").Output()
-	if err != nil {
-		return 0, err
-	}
-	var info api.DaemonInfo
-	if err := json.Unmarshal(out, &info); err != nil {
-		return 0, err
-	}
-	return info.PID, nil
+	c := client.New(i.Layout.APISocket())
+	defer c.Close()
+	info, err := c.Info(context.Background())
+	return info.PID, err
 }
 
 func decode(t testing.TB, text string, v any) {
