@@ -414,4 +414,3 @@ func (s nsStore) Abort(ctx context.Context, ref string) error {
 func (s nsStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
 	return s.Store.Writer(withNamespace(ctx), opts...)
 }
-
