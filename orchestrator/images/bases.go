@@ -245,7 +245,7 @@ func (b *bases) bootstrap(ctx context.Context, tool, release, tmp, overlay, laye
 ) {
 	var none ocispec.Descriptor
 	args := []string{
-		"--variant=minbase", "--mode=root", "--format=tar", "--skip=output/dev",
+		"--variant=minbase", "--mode=root", "--format=tar", "--skip=output/dev", "--skip=chroot/policy-rc.d", // ours stays
 		"--customize-hook=rm -f \"$1\"/etc/resolv.conf \"$1\"/etc/hostname \"$1\"/etc/apt/sources.list \"$1\"/etc/apt/sources.list.d/*",
 		"--customize-hook=sync-in " + overlay + " /",
 		// Left by dpkg and ldconfig with contents that differ from run to run.

@@ -175,10 +175,11 @@ func (s *Service) solve(ctx context.Context, t *target, b base, noCache bool, re
 		}
 		return fmt.Errorf("image %q: %w", t.name(), err)
 	}
-	bk, err := s.buildkit(ctx)
+	bk, hangUp, err := s.buildkit(ctx)
 	if err != nil {
 		return fail(err)
 	}
+	defer hangUp()
 	dir := t.recipe.dir
 	if dir == "" {
 		if dir, err = os.MkdirTemp("", "berth-recipe-"); err != nil {

@@ -26,9 +26,10 @@ type Options struct {
 	Layout paths.Layout
 	// Store is the engine's image store.
 	Store orchestrator.Images
-	// BuildkitSocket is buildkitd's socket; "" means Layout.BuildkitSocket(). Its containerd worker must use the engine's
-	// containerd, namespace and snapshotter.
-	BuildkitSocket string
+	// Buildkit returns the address of a running buildkitd, which it keeps running until release is called. Its containerd
+	// worker must use the engine's containerd, namespace and snapshotter. private.Engine has such a method; nil means one
+	// that somebody else runs at Layout.BuildkitSocket().
+	Buildkit func(ctx context.Context) (address string, release func(), err error)
 	// Recipes holds the built-in recipes; nil means assets.Images.
 	Recipes fs.FS
 	// UserRecipes is a directory of further ones, which override built-in ones of the same name; "" means
@@ -58,17 +59,16 @@ type Service struct {
 	bases    *bases
 	building keyLock // by target name
 	builtin  func() (map[string]*recipe, error)
-
-	mu sync.Mutex
-	bk *bkclient.Client
 }
 
 var _ api.Images = (*Service)(nil)
 
 // New returns a service. It connects to BuildKit when something is built.
 func New(opt Options) (*Service, error) {
-	if opt.BuildkitSocket == "" {
-		opt.BuildkitSocket = opt.Layout.BuildkitSocket()
+	if opt.Buildkit == nil {
+		opt.Buildkit = func(context.Context) (string, func(), error) {
+			return "unix://" + opt.Layout.BuildkitSocket(), func() {}, nil
+		}
 	}
 	if opt.Recipes == nil {
 		opt.Recipes = assets.Images
@@ -95,31 +95,23 @@ func New(opt Options) (*Service, error) {
 	return s, nil
 }
 
-// Close ends the connection to BuildKit.
-func (s *Service) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.bk == nil {
-		return nil
-	}
-	err := s.bk.Close()
-	s.bk = nil
-	return err
-}
-
-// buildkit returns the connection to BuildKit.
-func (s *Service) buildkit(ctx context.Context) (*bkclient.Client, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.bk != nil {
-		return s.bk, nil
-	}
-	c, err := bkclient.New(ctx, "unix://"+s.opt.BuildkitSocket)
+// buildkit starts BuildKit if need be and connects to it; done ends both.
+func (s *Service) buildkit(ctx context.Context) (_ *bkclient.Client, done func(), err error) {
+	address, release, err := s.opt.Buildkit(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("buildkit %q: %w: %w; is `berth daemon` running?", s.opt.BuildkitSocket, orchestrator.ErrUnavailable, err)
+		return nil, nil, fmt.Errorf("buildkit: %w", err)
 	}
-	s.bk = c
-	return c, nil
+	c, err := bkclient.New(ctx, address)
+	if err != nil {
+		release()
+		return nil, nil, fmt.Errorf("buildkit %q: %w: %w", address, orchestrator.ErrUnavailable, err)
+	}
+	return c, func() {
+		if err := c.Close(); err != nil {
+			s.opt.Log.Warn("connection to buildkit", "error", err)
+		}
+		release()
+	}, nil
 }
 
 // book returns all recipes. Users' own are read anew every time, so that a change counts at once.
@@ -368,10 +360,11 @@ func (s *Service) Prune(ctx context.Context) (int64, error) {
 	}
 	// Cache mounts (downloaded packages) lie outside the store; only BuildKit knows their size.
 	var cache int64
-	bk, err := s.buildkit(ctx)
+	bk, hangUp, err := s.buildkit(ctx)
 	if err != nil {
 		return 0, err
 	}
+	defer hangUp()
 	freed := make(chan bkclient.UsageInfo)
 	done := make(chan struct{})
 	go func() {
