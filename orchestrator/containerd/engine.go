@@ -1,20 +1,46 @@
 // Package containerd is the default engine: orchestrator.Engine on containerd 2.x's Go client.
+//
+// # How a pod maps onto containerd
+//
+// A pod is a sandbox record in containerd's metadata, which holds the pod's labels and data, and a container of the same
+// ID, the anchor. The anchor's shim serves the whole pod: a container whose SandboxID names the pod joins that shim over
+// its socket, so that creating one starts no program but runc. (Grouping by annotation would start the shim's binary for
+// each container, only to learn the address.) The sandbox record exists from before the first step of creation until
+// after the last of removal, so RemovePod finds whatever a killed daemon left.
+//
+// A container is a record, a snapshot of the same key and a task. The record is made first: it keeps the snapshot from
+// the garbage collector, no lease is needed. The OCI specification is made here and not by containerd's helpers, which mount the
+// image once more to look into its passwd file. An image's configuration is immutable and kept in memory by digest.
+//
+// # What runs without us
+//
+// The shim writes the logs, the kernel keeps the limits, and the anchor holds the namespaces. Killing this process,
+// containerd or both loses neither a session nor a line of its log; a new engine finds everything by asking containerd.
 package containerd
 
 import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
 
 	"berth/internal/paths"
 	"berth/orchestrator"
 
+	"github.com/containerd/containerd/api/types/runc/options"
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/kernelversion"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 )
 
 // Namespace is the containerd namespace that holds everything Berth makes.
 const Namespace = "berth"
+
+// connectTimeout is how long New waits for containerd to answer.
+const connectTimeout = 10 * time.Second
 
 // Options configures New. The zero value of every field but Layout is usable.
 type Options struct {
@@ -24,7 +50,7 @@ type Options struct {
 	Socket string
 	// Snapshotter is "overlayfs" (the default), "btrfs", "native" or any other that containerd has.
 	Snapshotter string
-	// Subnet is the IPv4 network that pods with NetworkNAT get addresses from; "" means one derived from the instance.
+	// Subnet is the IPv4 network that pods with NetworkNAT get addresses from; "" means a free one below 10.128.0.0/9.
 	Subnet string
 	// Log receives warnings, for example of a pod that got no network; nil means slog.Default().
 	Log *slog.Logger
@@ -37,9 +63,28 @@ type Engine struct {
 	layout      paths.Layout
 	log         *slog.Logger
 	images      orchestrator.Images
+	cgroups     *cgroupHost
+	runcOptions *options.Options
+	volatile    bool // overlay mounts can be volatile
+
+	network *network
+	watch   *watcher
+	stop    context.CancelFunc // of background work
+	work    sync.WaitGroup
+
+	locks   lockTable
+	roots   sync.Map // image digest -> *rootImage
+	pods    sync.Map // pod -> podNamespaces, of running pods
+	created idSet    // containers created by this process and not started yet
+	anchor  struct {
+		sync.Mutex
+		root string // its root file system, once made
+	}
 }
 
-// New connects to a running containerd.
+var _ orchestrator.Engine = (*Engine)(nil)
+
+// New connects to a running containerd. Pods that it holds already are the engine's from then on.
 func New(ctx context.Context, opt Options) (*Engine, error) {
 	if opt.Socket == "" {
 		opt.Socket = opt.Layout.ContainerdSocket()
@@ -50,20 +95,60 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	if opt.Log == nil {
 		opt.Log = slog.Default()
 	}
-	client, err := containerd.New(opt.Socket, containerd.WithDefaultNamespace(Namespace))
+	cgroups, err := findCgroups()
 	if err != nil {
-		return nil, fmt.Errorf("containerd %q: %w: %w", opt.Socket, orchestrator.ErrUnavailable, err)
+		return nil, err
 	}
-	e := &Engine{client: client, snapshotter: opt.Snapshotter, layout: opt.Layout, log: opt.Log}
+	client, err := containerd.New(opt.Socket, containerd.WithDefaultNamespace(Namespace), containerd.WithTimeout(connectTimeout))
+	if err != nil {
+		return nil, fmt.Errorf("containerd %q: %w: %w; is it running?", opt.Socket, orchestrator.ErrUnavailable, err)
+	}
+	if _, err := client.GetSnapshotterCapabilities(ctx, opt.Snapshotter); err != nil {
+		client.Close()
+		return nil, fmt.Errorf("snapshotter %q: %w: %w", opt.Snapshotter, orchestrator.ErrUnavailable, err)
+	}
+	e := &Engine{client: client, snapshotter: opt.Snapshotter, layout: opt.Layout, log: opt.Log, cgroups: cgroups}
+	e.runcOptions = e.makeRuncOptions()
+	e.volatile, err = kernelversion.GreaterEqualThan(kernelversion.KernelVersion{Kernel: 5, Major: 10})
+	if err != nil {
+		e.log.Debug("kernel version", "error", err)
+	}
 	e.images = newImages(e)
+	e.network = newNetwork(e, opt.Subnet)
+	bg, stop := context.WithCancel(context.Background())
+	e.stop = stop
+	e.watch = newWatcher(e)
+	e.work.Go(func() { e.trimLogs(bg) })
 	return e, nil
 }
 
 // Images implements orchestrator.Engine.
 func (e *Engine) Images() orchestrator.Images { return e.images }
 
+// Info implements orchestrator.Engine.
+func (e *Engine) Info(ctx context.Context) (orchestrator.Info, error) {
+	v, err := e.client.Version(withNamespace(ctx))
+	if err != nil {
+		return orchestrator.Info{}, fmt.Errorf("containerd: %w", classify(err))
+	}
+	info := orchestrator.Info{Name: "containerd", Version: v.Version, Snapshotter: e.snapshotter, Cgroup: e.cgroups.mode()}
+	out, err := exec.CommandContext(ctx, e.runcOptions.BinaryName, "--version").Output()
+	if err != nil {
+		return info, fmt.Errorf("program %q: %w: %w", e.runcOptions.BinaryName, orchestrator.ErrUnavailable, err)
+	}
+	// "runc version 1.5.2", then other lines
+	first, _, _ := strings.Cut(string(out), "\n")
+	info.Runtime = strings.Replace(first, " version", "", 1)
+	return info, nil
+}
+
 // Close implements orchestrator.Engine.
-func (e *Engine) Close() error { return e.client.Close() }
+func (e *Engine) Close() error {
+	e.stop()
+	e.watch.close()
+	e.work.Wait()
+	return e.client.Close()
+}
 
 // withNamespace names our namespace in a context: services that the client hands out raw need it there.
 func withNamespace(ctx context.Context) context.Context {

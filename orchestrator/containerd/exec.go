@@ -1,0 +1,159 @@
+package containerd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"berth/orchestrator"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// execCount makes the identifiers of execs unique in this process; the time makes them so across restarts.
+var execCount atomic.Uint64
+
+// drain is how long output may still come after an exec has ended: a child that it left behind can hold the pipes open
+// for ever.
+const drain = 2 * time.Second
+
+// Exec implements orchestrator.Engine.
+func (e *Engine) Exec(ctx context.Context, pod, name string, spec orchestrator.ExecSpec) (int, error) {
+	if len(spec.Command) == 0 {
+		return 0, containerErr(pod, name, fmt.Errorf("exec: command: %w: empty", orchestrator.ErrInvalid))
+	}
+	code, err := e.exec(withNamespace(ctx), containerID(pod, name), spec)
+	return code, containerErr(pod, name, cancelled(ctx, err))
+}
+
+func (e *Engine) exec(ctx context.Context, id string, spec orchestrator.ExecSpec) (code int, err error) {
+	c, err := e.client.LoadContainer(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	info, err := c.Info(ctx, containerd.WithoutRefreshedMetadata)
+	if err != nil {
+		return 0, err
+	}
+	record, err := readRecord(info)
+	if err != nil {
+		return 0, err
+	}
+	task, err := c.Task(ctx, nil)
+	if errdefs.IsNotFound(err) {
+		return 0, fmt.Errorf("%w: it does not run", orchestrator.ErrState)
+	}
+	if err != nil {
+		return 0, err
+	}
+	status, err := task.Status(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if status.Status != containerd.Running {
+		return 0, fmt.Errorf("%w: it does not run", orchestrator.ErrState)
+	}
+	var oci specs.Spec
+	if err := json.Unmarshal(info.Spec.GetValue(), &oci); err != nil {
+		return 0, err
+	}
+	proc := execProcess(oci.Process, spec)
+
+	opts := []cio.Opt{cio.WithStreams(spec.Stdin, spec.Stdout, spec.Stderr), cio.WithFIFODir(filepath.Join(e.layout.Run, "fifo"))}
+	if spec.TTY {
+		opts = append(opts, cio.WithTerminal)
+	}
+	execID := "x" + strconv.FormatInt(time.Now().UnixNano(), 36) + "-" + strconv.FormatUint(execCount.Add(1), 36)
+	p, err := task.Exec(ctx, execID, proc, cio.NewCreator(opts...))
+	if err != nil {
+		return 0, err
+	}
+	// What is done to the process from here on is done even if the caller gives up.
+	bg := context.WithoutCancel(ctx)
+	defer func() {
+		if _, derr := p.Delete(bg, containerd.WithProcessKill); derr != nil && !errdefs.IsNotFound(derr) {
+			err = errors.Join(err, fmt.Errorf("exec %q: %w", spec.Command[0], derr))
+		}
+	}()
+	exit, err := p.Wait(bg)
+	if err != nil {
+		return 0, err
+	}
+	if err := p.Start(ctx); err != nil {
+		return 0, commandErr(err, spec.Command[0], record.Image)
+	}
+	if spec.Stdin == nil {
+		// Nobody will write; a program that reads sees the end.
+		if err := p.CloseIO(bg, containerd.WithStdinCloser); err != nil && !errdefs.IsNotFound(err) {
+			e.log.Debug("close the input of an exec", "error", err)
+		}
+	}
+	resize := spec.Resize
+	for {
+		select {
+		case st := <-exit:
+			n, _, err := st.Result()
+			if err != nil {
+				return 0, err
+			}
+			waitIO(p.IO())
+			return int(n), nil
+		case size, ok := <-resize:
+			if !ok {
+				resize = nil
+				continue
+			}
+			if err := p.Resize(bg, uint32(size.Cols), uint32(size.Rows)); err != nil && !errdefs.IsNotFound(err) {
+				e.log.Debug("resize a terminal", "error", err)
+			}
+		case <-ctx.Done():
+			if err := p.Kill(bg, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+				return 0, err
+			}
+			<-exit
+			return 0, ctx.Err()
+		}
+	}
+}
+
+func waitIO(io cio.IO) {
+	done := make(chan struct{})
+	go func() { io.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(drain):
+	}
+}
+
+// execProcess is the container's own process with what spec changes.
+func execProcess(base *specs.Process, spec orchestrator.ExecSpec) *specs.Process {
+	p := *base
+	p.Args = spec.Command
+	p.Terminal = spec.TTY
+	p.Env = mergeEnv(base.Env, spec.Env)
+	if spec.TTY {
+		p.Env = mergeEnv([]string{"TERM=xterm"}, p.Env)
+	}
+	if spec.Cwd != "" {
+		p.Cwd = spec.Cwd
+	}
+	if spec.UID != nil {
+		p.User.UID = uint32(*spec.UID)
+		if *spec.UID != int(base.User.UID) {
+			p.User.AdditionalGids = nil
+		}
+	}
+	if spec.GID != nil {
+		p.User.GID = uint32(*spec.GID)
+	}
+	return &p
+}

@@ -1,0 +1,257 @@
+package containerd
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"berth/internal/atomicfile"
+	"berth/orchestrator"
+
+	"github.com/containernetworking/cni/libcni"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+)
+
+// network connects pods through CNI plugins (https://www.cni.dev/docs/spec/): a veth pair with the plugin ptp, an address
+// from the instance's subnet with host-local, masqueraded behind the host's. The runtime brings up loopback itself.
+//
+// Nothing waits for it: it takes longer than a display server needs to start, and most of a desktop never asks for it.
+type network struct {
+	e      *Engine
+	subnet string // as configured
+	cni    *libcni.CNIConfig
+	conf   sync.Mutex
+	list   *libcni.NetworkConfigList // guarded by conf
+
+	mu   sync.Mutex
+	jobs map[string]*netJob // by pod
+}
+
+type netJob struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	err    error // set when done is closed
+}
+
+const podInterface = "eth0"
+
+func newNetwork(e *Engine, subnet string) *network {
+	return &network{
+		e: e, subnet: subnet, jobs: make(map[string]*netJob),
+		cni: libcni.NewCNIConfigWithCacheDir([]string{e.layout.Libexec}, filepath.Join(e.layout.State, "cni"), nil),
+	}
+}
+
+// start connects a pod in the background.
+func (n *network) start(pod string, anchor int, mode orchestrator.NetworkMode) {
+	if mode != orchestrator.NetworkNAT {
+		return
+	}
+	ctx, cancel := context.WithCancel(withNamespace(context.Background()))
+	job := &netJob{cancel: cancel, done: make(chan struct{})}
+	n.mu.Lock()
+	n.jobs[pod] = job
+	n.mu.Unlock()
+	go func() {
+		defer close(job.done)
+		defer cancel()
+		ip, err := n.connect(ctx, pod, fmt.Sprintf("/proc/%d/ns/net", anchor))
+		if err == nil {
+			err = n.e.setExtension(ctx, pod, extNet, []byte(ip))
+		}
+		if job.err = err; err != nil && ctx.Err() == nil {
+			n.e.log.Warn("pod has no network", "pod", pod, "error", err)
+		}
+	}()
+}
+
+// wait returns when the pod's network is there or has failed, with the cause.
+func (n *network) wait(ctx context.Context, pod string) error {
+	n.mu.Lock()
+	job := n.jobs[pod]
+	n.mu.Unlock()
+	if job == nil {
+		return nil
+	}
+	select {
+	case <-job.done:
+		return job.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (n *network) connect(ctx context.Context, pod, netns string) (ip string, err error) {
+	list, err := n.config()
+	if err != nil {
+		return "", err
+	}
+	res, err := n.cni.AddNetworkList(ctx, list, &libcni.RuntimeConf{ContainerID: pod, NetNS: netns, IfName: podInterface})
+	if err != nil {
+		return "", fmt.Errorf("network plugin: %w", err)
+	}
+	r, err := types100.NewResultFromResult(res)
+	if err != nil {
+		return "", err
+	}
+	if len(r.IPs) == 0 {
+		return "", errors.New("network plugin: gave no address")
+	}
+	return r.IPs[0].Address.IP.String(), nil
+}
+
+// remove undoes start, in this process or an earlier one.
+func (n *network) remove(ctx context.Context, pod string) error {
+	n.mu.Lock()
+	job := n.jobs[pod]
+	n.mu.Unlock()
+	if job != nil {
+		// A plugin that is killed half-way leaves things that nobody knows of.
+		<-job.done
+	}
+	if used, err := n.used(pod); err != nil || !used {
+		return err
+	}
+	list, err := n.config()
+	if err != nil {
+		return err
+	}
+	// Without a namespace: the interface pair goes with it, only address and rules are left to be given back.
+	if err := n.cni.DelNetworkList(ctx, list, &libcni.RuntimeConf{ContainerID: pod, IfName: podInterface}); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	n.mu.Lock()
+	delete(n.jobs, pod)
+	n.mu.Unlock()
+	return nil
+}
+
+// used tells whether the pod was ever connected, or may have been.
+func (n *network) used(pod string) (bool, error) {
+	sb, err := n.e.client.SandboxStore().Get(withNamespace(context.Background()), pod)
+	if err != nil {
+		return false, err
+	}
+	var rec podRecord
+	if x := sb.Extensions[extSpec]; x != nil {
+		if err := json.Unmarshal(x.GetValue(), &rec); err != nil {
+			return false, err
+		}
+	}
+	return rec.Network == orchestrator.NetworkNAT, nil
+}
+
+// config returns the plugins' configuration, made at first use.
+func (n *network) config() (*libcni.NetworkConfigList, error) {
+	n.conf.Lock()
+	defer n.conf.Unlock()
+	if n.list != nil {
+		return n.list, nil
+	}
+	subnet, err := n.chooseSubnet()
+	if err != nil {
+		return nil, err
+	}
+	text := networkConfig(n.e.layout.Instance(), subnet, filepath.Join(n.e.layout.State, "cni", "addresses"), masqBackend())
+	n.list, err = libcni.ConfListFromBytes([]byte(text))
+	return n.list, err
+}
+
+// networkConfig is the CNI configuration list of an instance.
+func networkConfig(name, subnet, dataDir, backend string) string {
+	conf := map[string]any{
+		"cniVersion": "1.0.0",
+		"name":       name,
+		"plugins": []any{map[string]any{
+			"type":          "ptp",
+			"ipMasq":        true,
+			"ipMasqBackend": backend,
+			"ipam": map[string]any{
+				"type":    "host-local",
+				"dataDir": dataDir,
+				"ranges":  []any{[]any{map[string]any{"subnet": subnet}}},
+				"routes":  []any{map[string]any{"dst": "0.0.0.0/0"}},
+			},
+		}},
+	}
+	text, err := json.Marshal(conf)
+	if err != nil {
+		panic(err) // strings and booleans only
+	}
+	return string(text)
+}
+
+// masqBackend is nftables where the kernel has it, which the plugin speaks through the program nft.
+func masqBackend() string {
+	if nft, err := exec.LookPath("nft"); err == nil && exec.Command(nft, "list", "tables").Run() == nil {
+		return "nftables"
+	}
+	return "iptables"
+}
+
+// chooseSubnet returns the instance's network. The choice is kept on disk, because pods may hold addresses in it.
+func (n *network) chooseSubnet() (string, error) {
+	if n.subnet != "" {
+		p, err := netip.ParsePrefix(n.subnet)
+		if err != nil || !p.Addr().Is4() || p.Bits() > 29 {
+			return "", fmt.Errorf("subnet %q: %w: want an IPv4 network such as 10.210.0.0/16", n.subnet, orchestrator.ErrInvalid)
+		}
+		return p.Masked().String(), nil
+	}
+	file := filepath.Join(n.e.layout.State, "cni", "subnet")
+	if data, err := os.ReadFile(file); err == nil {
+		if p, err := netip.ParsePrefix(strings.TrimSpace(string(data))); err == nil {
+			return p.String(), nil
+		}
+	}
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return "", fmt.Errorf("routes: %w", err)
+	}
+	var taken []netip.Prefix
+	for _, r := range routes {
+		if r.Dst == nil {
+			continue
+		}
+		if p, err := netip.ParsePrefix(r.Dst.String()); err == nil && p.Bits() > 0 {
+			taken = append(taken, p)
+		}
+	}
+	p, err := freeSubnet(n.e.layout.Instance(), taken)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return "", err
+	}
+	return p.String(), atomicfile.Write(file, []byte(p.String()+"\n"), 0o644)
+}
+
+// freeSubnet picks a /16 of 10.0.0.0/8 by the instance's name that overlaps none of taken. The lower half, where home and
+// company networks usually are, is left alone.
+func freeSubnet(instance string, taken []netip.Prefix) (netip.Prefix, error) {
+	const first, count, bits = 128, 127, 16
+	sum := sha256.Sum256([]byte(instance))
+next:
+	for i := range count {
+		second := byte(first + (int(sum[0])+i)%count)
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, second, 0, 0}), bits)
+		for _, t := range taken {
+			if p.Overlaps(t) {
+				continue next
+			}
+		}
+		return p, nil
+	}
+	return netip.Prefix{}, fmt.Errorf("subnet: %w: the host's routes cover all of 10.128.0.0/9; name one in the configuration",
+		orchestrator.ErrUnavailable)
+}
