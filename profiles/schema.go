@@ -121,7 +121,7 @@ func noCheck(*node) *problem { return nil }
 // schema is the document.
 var schema = &field{typ: tTable, fields: []*field{
 	{name: "name", doc: "The profile's name. Lower-case letters, digits and `-`. In a profile directory it must be the file's name without `.toml`.",
-		def: "the file's name", check: matches(profileName.MatchString, "profile name: use a-z, 0-9 and -, at most 40")},
+		def: "the file's name", check: matches(profileName, "profile name: use at most 32 of a-z, 0-9 and single dashes between them")},
 	{name: "description", doc: "One line, shown by `berth profile ls`.", check: func(n *node) *problem {
 		if strings.ContainsAny(n.str, "\n\r") {
 			return &problem{"description has more than one line", ""}
@@ -129,7 +129,7 @@ var schema = &field{typ: tTable, fields: []*field{
 		return nil
 	}},
 	{name: "extends", doc: "The profile this one adds to. A profile of your own may extend the built-in one of the same name.",
-		check: matches(profileName.MatchString, "profile name")},
+		check: matches(profileName, "profile name")},
 	{name: "session", doc: "The component whose clean exit means that the user has logged out; the session then ends.",
 		check: nonEmpty("session")},
 	{name: "display", typ: tTable, doc: "The X server.", fields: []*field{
@@ -144,7 +144,7 @@ var schema = &field{typ: tTable, fields: []*field{
 	{name: "home", typ: tTable, doc: "The user's home directory.", fields: []*field{
 		{name: "kind", doc: "`volume` is kept by Berth under a name, `bind` is a directory of the host, `ephemeral` goes with the session.",
 			def: "volume", enum: []string{"volume", "bind", "ephemeral"}},
-		{name: "name", doc: "Of the volume.", def: "the session's name", check: matches(volumeName.MatchString, "volume name: use a-z, 0-9 and -")},
+		{name: "name", doc: "Of the volume.", def: "the session's name", check: matches(volumeName, "volume name: use at most 64 of a-z, 0-9 and single dashes between them")},
 		{name: "path", doc: "Of the bind: an absolute path on the host.", check: absolute("path")},
 	}},
 	{name: "network", typ: tTable, doc: "The session's network.", fields: []*field{
@@ -253,10 +253,10 @@ func checkEnvName(name string) *problem {
 }
 
 func checkComponentName(name string) *problem {
-	if componentName.MatchString(name) {
+	if componentName(name) {
 		return nil
 	}
-	return &problem{fmt.Sprintf("%s is no component name: use a-z, 0-9 and -, at most 32", quote(name)), ""}
+	return &problem{fmt.Sprintf("%s is no component name: use at most 32 of a-z, 0-9 and single dashes between them", quote(name)), ""}
 }
 
 func checkPattern(n *node) *problem {

@@ -79,7 +79,7 @@ func (s Source) names() ([]string, error) {
 	}
 	var out []string
 	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), ".toml"); ok && profileName.MatchString(name) && !e.IsDir() {
+		if name, ok := strings.CutSuffix(e.Name(), ".toml"); ok && profileName(name) && !e.IsDir() {
 			out = append(out, name)
 		}
 	}

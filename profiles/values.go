@@ -111,17 +111,27 @@ func parseProbe(s string) (Probe, *problem) {
 
 var (
 	// busName is a well-known name (D-Bus specification, "Valid Names").
-	busName       = regexp.MustCompile(`^[A-Za-z_-][A-Za-z0-9_-]*(\.[A-Za-z_-][A-Za-z0-9_-]*)+$`)
-	profileName   = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)
-	componentName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
-	volumeName    = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
-	envName       = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	busName = regexp.MustCompile(`^[A-Za-z_-][A-Za-z0-9_-]*(\.[A-Za-z_-][A-Za-z0-9_-]*)+$`)
+	// word is what engines take for the names of pods and containers.
+	word    = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
+	envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	// langName is a locale as setlocale(3) takes it: language[_territory][.codeset][@modifier].
 	langName   = regexp.MustCompile(`^([a-z]{2,3}(_[A-Z]{2,3})?|C|POSIX)(\.[A-Za-z0-9-]+)?(@[A-Za-z0-9]+)?$`)
 	zoneName   = regexp.MustCompile(`^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$`)
 	layoutName = regexp.MustCompile(`^[a-z]{2,10}(\([a-zA-Z0-9_-]+\))?$`)
 	sizeText   = regexp.MustCompile(`^([0-9]{1,6})x([0-9]{1,6})$`)
 	bytesText  = regexp.MustCompile(`^([0-9]{1,12}(?:\.[0-9]{1,6})?) ?(B|KiB|MiB|GiB|TiB|kB|KB|MB|GB|TB)?$`)
+)
+
+func isWord(limit int) func(string) bool {
+	return func(s string) bool { return len(s) <= limit && word.MatchString(s) }
+}
+
+// A containerd identifier has at most 76 characters: pod, dot and container; the pod's has the profile's and a suffix.
+var (
+	profileName   = isWord(32)
+	componentName = isWord(32)
+	volumeName    = isWord(64)
 )
 
 const (
