@@ -76,9 +76,9 @@ type Gateway interface {
 
 // Options of New. All fields but DefaultUser are required.
 type Options struct {
-	Engine  orchestrator.Engine
-	Images  api.Images
-	Layout  paths.Layout
+	Engine orchestrator.Engine
+	Images api.Images
+	Layout paths.Layout
 	// Plan resolves a profile as the caller sees it.
 	Plan    func(ctx context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error)
 	Probe   func(Target) Prober
@@ -147,15 +147,18 @@ func (m *Manager) dispatch(events <-chan orchestrator.Event) {
 }
 
 // nameRE is what a session may be called: it becomes a directory, a host name and a part of container IDs.
-var nameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
+var nameRE = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
+
+// maxName is the longest name of a session: host names and container IDs are made from it.
+const maxName = 32
 
 // reserve puts s under its name, or, when no name was asked for, under the first free one made from base.
 func (m *Manager) reserve(s *session, asked, base string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if asked != "" {
-		if !nameRE.MatchString(asked) {
-			return fmt.Errorf("session %q: a name is 1 to 32 small letters, digits and dashes: %w", asked, orchestrator.ErrInvalid)
+		if len(asked) > maxName || !nameRE.MatchString(asked) {
+			return fmt.Errorf("session %q: a name has up to 32 of a-z, 0-9 and single dashes between them: %w", asked, orchestrator.ErrInvalid)
 		}
 		if m.sessions[asked] != nil {
 			return fmt.Errorf("session %q: %w; choose another --name, or end it with: berth stop %s", asked, orchestrator.ErrExists, asked)
@@ -325,7 +328,7 @@ func (m *Manager) Exec(ctx context.Context, c api.Caller, name, component string
 
 // Events implements api.Manager.
 func (m *Manager) Events(ctx context.Context, c api.Caller) (<-chan api.Event, error) {
-	return m.hub.subscribe(ctx, func(e api.Event) bool { return c.Root() || e.UID == c.UID }), nil
+	return m.hub.subscribe(ctx, func(e api.Event) bool { return c.Root() || e.Session == "" || e.UID == c.UID }), nil
 }
 
 // Shot implements api.Manager.
@@ -421,3 +424,6 @@ func (m *Manager) Plan(ctx context.Context, c api.Caller, req api.UpRequest) (ap
 func (m *Manager) publish(s *session, typ, component, message string) {
 	m.hub.publish(api.Event{Time: time.Now(), Type: typ, Session: s.name, Component: component, Message: message, UID: s.rec.Owner})
 }
+
+// Announce publishes an event that belongs to no session; everybody gets it.
+func (m *Manager) Announce(e api.Event) { m.hub.publish(e) }
