@@ -1,6 +1,14 @@
 // Command berth runs Linux desktops as sets of containers.
 package main
 
-import "os"
+import (
+	"context"
+	"os"
 
-func main() { os.Exit(0) }
+	"berth/internal/cli"
+)
+
+func main() {
+	c := &cli.CLI{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	os.Exit(c.Run(context.Background()))
+}

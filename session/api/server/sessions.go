@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"berth/orchestrator"
+	"berth/profiles"
 	"berth/session/api"
 	"berth/session/api/execstream"
 )
@@ -99,6 +100,19 @@ func (s *Server) plan(w http.ResponseWriter, r *http.Request, c api.Caller) erro
 	plan, err := s.Manager.Plan(r.Context(), c, req)
 	if err != nil {
 		return err
+	}
+	if plan.Components == nil {
+		plan.Components = []profiles.Component{}
+	}
+	for i, comp := range plan.Components {
+		if comp.Command == nil {
+			plan.Components[i].Command = []string{}
+		}
+	}
+	for i, app := range plan.Apps {
+		if app.Export == nil {
+			plan.Apps[i].Export = []string{}
+		}
 	}
 	return writeJSON(w, http.StatusOK, plan)
 }

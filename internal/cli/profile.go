@@ -1,0 +1,320 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"berth/orchestrator"
+	"berth/profiles"
+	"berth/session/api"
+)
+
+func (c *CLI) profileCommand() *cobra.Command {
+	cmd := group(&cobra.Command{
+		Use:   "profile",
+		Short: "List, show and check profiles",
+		Long: "List, show and check profiles, the TOML files that say what a session is made of. They lie in\n" +
+			"~/.config/berth/profiles and /etc/berth/profiles, and some are built in; the first of a name counts.",
+		Example: "  berth profile ls\n  berth profile check ./duo.toml\n  berth profile plan xfce",
+	})
+	cmd.AddCommand(c.profileLs(), c.profileShow(), c.profileCheck(), c.profilePlan())
+	return cmd
+}
+
+// sources are the places of profiles as the caller sees them.
+func (c *CLI) sources() profiles.Sources {
+	return profiles.StandardSources(c.getenv("HOME"), -1, c.Profiles)
+}
+
+// profileNames is for completion; errors complete nothing.
+func (c *CLI) profileNames() []string {
+	list, err := profiles.List(c.sources())
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, e := range list {
+		out = append(out, cobra.CompletionWithDesc(e.Name, e.Description))
+	}
+	return out
+}
+
+func (c *CLI) completeProfile(_ *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	switch {
+	case len(args) > 0:
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	case strings.Contains(word, "/"):
+		return []string{"toml"}, cobra.ShellCompDirectiveFilterFileExt
+	}
+	return c.profileNames(), cobra.ShellCompDirectiveDefault
+}
+
+func (c *CLI) profileLs() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:               "ls",
+		Short:             "List profiles",
+		Example:           "  berth profile ls\n  berth profile ls --json",
+		Args:              nargs(0, 0),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(*cobra.Command, []string) error {
+			list, err := profiles.List(c.sources())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				if list == nil {
+					list = []profiles.Entry{}
+				}
+				return c.printJSON(list)
+			}
+			rows := [][]string{{"NAME", "EXTENDS", "FILE", "DESCRIPTION"}}
+			for _, e := range list {
+				text := e.Description
+				if e.Error != "" {
+					text = "invalid: " + e.Error
+				}
+				rows = append(rows, []string{e.Name, dash(e.Extends), e.File, text})
+			}
+			return writeTable(c.Stdout, rows)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the profiles as JSON")
+	return cmd
+}
+
+// profileText finds the text of a profile by name or path, and its file's name.
+func (c *CLI) profileText(ref string) (file string, text []byte, err error) {
+	if strings.Contains(ref, "/") || strings.HasSuffix(ref, ".toml") {
+		text, err = profiles.ReadFile(ref)
+		return ref, text, err
+	}
+	for _, s := range c.sources() {
+		if s.FS != nil {
+			text, err = fs.ReadFile(s.FS, ref+".toml")
+		} else {
+			text, err = os.ReadFile(filepath.Join(s.Dir, ref+".toml"))
+		}
+		if err == nil {
+			return s.Name + "/" + ref + ".toml", text, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrInvalid) {
+			return "", nil, fmt.Errorf("profile %q: %w", ref, err)
+		}
+	}
+	// Load's words for what is missing name the nearest one.
+	if _, err := profiles.Load(ref, c.sources()); err != nil {
+		return "", nil, err
+	}
+	return "", nil, fmt.Errorf("profile %q: %w", ref, orchestrator.ErrNotFound)
+}
+
+func (c *CLI) profileShow() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:               "show PROFILE",
+		Short:             "Print a profile's text",
+		Example:           "  berth profile show xfce\n  berth profile show xfce > ~/.config/berth/profiles/mine.toml",
+		Args:              nargs(1, 1),
+		ValidArgsFunction: c.completeProfile,
+		RunE: func(_ *cobra.Command, args []string) error {
+			file, text, err := c.profileText(args[0])
+			if err != nil {
+				return err
+			}
+			if !asJSON {
+				_, err := c.Stdout.Write(text)
+				return err
+			}
+			doc := struct {
+				Name        string   `json:"name"`
+				Description string   `json:"description,omitempty"`
+				File        string   `json:"file"`
+				Files       []string `json:"files"` // with those it extends
+				Text        string   `json:"text"`
+			}{Name: strings.TrimSuffix(filepath.Base(file), ".toml"), File: file, Text: string(text), Files: []string{file}}
+			p, err := profiles.Load(args[0], c.sources())
+			if err != nil {
+				return err
+			}
+			doc.Name, doc.Description, doc.Files = p.Name, p.Description, p.Files
+			return c.printJSON(doc)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print text and origin as JSON")
+	return cmd
+}
+
+func (c *CLI) profileCheck() *cobra.Command {
+	var set []string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:               "check FILE",
+		Short:             "Report every mistake in a profile",
+		Long:              "Report every mistake in a profile at once, with its place, and what was probably meant. FILE may also be a name.",
+		Example:           "  berth profile check ./duo.toml\n  berth profile check xfce --set display.size=800x600",
+		Args:              nargs(1, 1),
+		ValidArgsFunction: c.completeProfile,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			file, text, err := c.profileText(args[0])
+			if err == nil {
+				_, err = profiles.LoadText(file, text, c.sources(), set...)
+			}
+			if err == nil {
+				// What only shows beside the components of display, audio and bus. Without a planner or a daemon, the text
+				// alone was checked.
+				req := api.UpRequest{Profile: args[0], Set: set}
+				if strings.ContainsAny(args[0], "/.") {
+					req.Source = string(text)
+				}
+				_, err = c.plan(cmd.Context(), req)
+				if errors.Is(err, errNoPlanner) {
+					err = nil
+				}
+			}
+			if !asJSON {
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(c.Stdout, "%s: ok\n", file)
+				return err
+			}
+			var mistakes profiles.Errors
+			if err != nil && !errors.As(err, &mistakes) {
+				return err
+			}
+			doc := struct {
+				File   string          `json:"file"`
+				OK     bool            `json:"ok"`
+				Errors profiles.Errors `json:"errors"`
+			}{file, len(mistakes) == 0, mistakes}
+			if doc.Errors == nil {
+				doc.Errors = profiles.Errors{}
+			}
+			if err := c.printJSON(doc); err != nil {
+				return err
+			}
+			if !doc.OK {
+				return exitError(1)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringArrayVar(&set, "set", nil, "change the profile: `KEY=VALUE`; may be repeated")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the mistakes as JSON")
+	return cmd
+}
+
+// errNoPlanner: profiles can be resolved neither here nor by a daemon.
+var errNoPlanner = errors.New("no planner")
+
+// plan resolves a profile here, or through the daemon.
+func (c *CLI) plan(ctx context.Context, req api.UpRequest) (api.Plan, error) {
+	if c.Plan != nil {
+		return c.Plan(ctx, req)
+	}
+	cl, err := c.client()
+	if err != nil {
+		return api.Plan{}, err
+	}
+	if err := ping(cl.Socket); err != nil {
+		return api.Plan{}, errors.Join(err, errNoPlanner)
+	}
+	return cl.Plan(ctx, req)
+}
+
+// planOf resolves a profile given by name or path.
+func (c *CLI) planOf(ctx context.Context, ref string, set []string) (api.Plan, error) {
+	profile, source, err := c.profileArg(ref)
+	if err != nil {
+		return api.Plan{}, err
+	}
+	return c.plan(ctx, api.UpRequest{Profile: profile, Source: source, Set: set})
+}
+
+func (c *CLI) profilePlan() *cobra.Command {
+	var set []string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:               "plan PROFILE",
+		Short:             "Show what a session of a profile would be",
+		Long:              "Resolve a profile into its components, in the order in which they can start. Nothing is started.",
+		Example:           "  berth profile plan xfce\n  berth profile plan xfce --set audio.server=none --json",
+		Args:              nargs(1, 1),
+		ValidArgsFunction: c.completeProfile,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			plan, err := c.planOf(cmd.Context(), args[0], set)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return c.printJSON(plan)
+			}
+			return c.printPlan(plan)
+		},
+	}
+	cmd.Flags().StringArrayVar(&set, "set", nil, "change the profile: `KEY=VALUE`; may be repeated")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the plan as JSON")
+	return cmd
+}
+
+func (c *CLI) printPlan(p api.Plan) error {
+	home := p.Home.Kind
+	if name := p.Home.Name + p.Home.Path; name != "" {
+		home += " " + name
+	}
+	limits := []string{}
+	if p.Limits.CPUs > 0 {
+		limits = append(limits, fmt.Sprintf("%g cpus", p.Limits.CPUs))
+	}
+	if p.Limits.Memory > 0 {
+		limits = append(limits, size(p.Limits.Memory))
+	}
+	if p.Limits.PIDs > 0 {
+		limits = append(limits, fmt.Sprintf("%d processes", p.Limits.PIDs))
+	}
+	head := [][]string{
+		{"profile", p.Profile},
+		{"description", dash(p.Description)},
+		{"display", fmt.Sprintf("%s, %dx%d, %d dpi", p.Display.Server, p.Display.Width, p.Display.Height, p.Display.DPI)},
+		{"audio", p.Audio.Server},
+		{"home", home},
+		{"network", p.Network},
+		{"limits", dash(strings.Join(limits, ", "))},
+	}
+	if err := writeTable(c.Stdout, head); err != nil {
+		return err
+	}
+	rows := [][]string{{"COMPONENT", "IMAGE", "PROVIDES", "AFTER", "READY", "COMMAND"}}
+	var extras []string
+	for _, comp := range p.Components {
+		ready := make([]string, len(comp.Ready))
+		for i, r := range comp.Ready {
+			ready[i] = r.String()
+		}
+		rows = append(rows, []string{comp.Name, comp.Image, dash(strings.Join(comp.Provides, ",")), dash(strings.Join(comp.After, ",")),
+			dash(strings.Join(ready, " ")), strings.Join(comp.Command, " ")})
+		// What is beyond the ordinary rights of a component is always shown.
+		for _, d := range comp.Devices {
+			extras = append(extras, comp.Name+" has the device "+d)
+		}
+		for _, k := range comp.Caps {
+			extras = append(extras, comp.Name+" has the capability "+k)
+		}
+	}
+	fmt.Fprintln(c.Stdout)
+	if err := writeTable(c.Stdout, rows); err != nil {
+		return err
+	}
+	for _, e := range extras {
+		fmt.Fprintln(c.Stdout, e)
+	}
+	return nil
+}

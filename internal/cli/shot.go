@@ -1,0 +1,124 @@
+package cli
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"berth/internal/atomicfile"
+	"berth/session/api"
+)
+
+func (c *CLI) shotCommand() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:               "shot NAME",
+		Short:             "Take a screenshot",
+		Long:              "Write a session's screen as a PNG and print the file's name.",
+		Example:           "  berth shot work\n  berth shot work -o desktop.png\n  berth shot work -o - | display",
+		Args:              nargs(1, 1),
+		ValidArgsFunction: c.completeSession(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, tty := terminal(c.Stdout); tty && file == "-" {
+				return usagef("a picture on the terminal would only be noise; name a file or send it to a pipe")
+			}
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			png, err := cl.Shot(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if file == "" {
+				file = args[0] + ".png"
+			}
+			return c.writeResult(file, png)
+		},
+	}
+	cmd.Flags().StringVarP(&file, "output", "o", "", "write to `FILE`, - for stdout (default NAME.png)")
+	return cmd
+}
+
+// writeResult writes data to a file and prints its name, or to stdout for "-".
+func (c *CLI) writeResult(file string, data []byte) error {
+	if file == "-" {
+		_, err := c.Stdout.Write(data)
+		return err
+	}
+	if err := atomicfile.Write(file, data, 0o644); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(c.Stdout, file)
+	return err
+}
+
+func (c *CLI) openCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "open NAME",
+		Short:             "Open a session in the browser",
+		Long:              "Open a session in $BROWSER or the desktop's browser; without a desktop here, print its URL.",
+		Example:           "  berth open work",
+		Args:              nargs(1, 1),
+		ValidArgsFunction: c.completeSession(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			s, err := cl.Session(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if s.Remote.Web == "" {
+				return api.WithHint(fmt.Errorf("session %q: has no web address", s.Name), "berth show "+s.Name+" says how it is reached")
+			}
+			if browser := c.browser(); browser != nil {
+				open := exec.CommandContext(cmd.Context(), browser[0], append(browser[1:], s.Remote.Web)...)
+				open.Env, open.Stdout, open.Stderr = c.Env, c.Stderr, c.Stderr
+				if err := open.Run(); err == nil {
+					return nil
+				} else {
+					c.note("berth: %s: %v; this is the address:", browser[0], err)
+				}
+			}
+			_, err = fmt.Fprintln(c.Stdout, s.Remote.Web)
+			return err
+		},
+	}
+}
+
+// browser is the command that opens a URL, nil where there is no screen to show it on.
+func (c *CLI) browser() []string {
+	if c.getenv("DISPLAY") == "" && c.getenv("WAYLAND_DISPLAY") == "" {
+		return nil
+	}
+	// $BROWSER is a list of commands (as xdg-open and Debian's sensible-browser read it); the first that is there.
+	for one := range strings.SplitSeq(c.getenv("BROWSER"), ":") {
+		if words := strings.Fields(strings.ReplaceAll(one, "%s", "")); len(words) > 0 {
+			if path, ok := c.lookPath(words[0]); ok {
+				return append([]string{path}, words[1:]...)
+			}
+		}
+	}
+	if path, ok := c.lookPath("xdg-open"); ok {
+		return []string{path}
+	}
+	return nil
+}
+
+// lookPath finds a program in the PATH of Env.
+func (c *CLI) lookPath(name string) (string, bool) {
+	if strings.Contains(name, "/") {
+		return name, true
+	}
+	for _, dir := range filepath.SplitList(c.getenv("PATH")) {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, true
+		}
+	}
+	return "", false
+}

@@ -1,0 +1,129 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"berth/orchestrator"
+	"berth/session/api"
+)
+
+func (c *CLI) upCommand() *cobra.Command {
+	var req api.UpRequest
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "up PROFILE",
+		Short: "Start a session and wait until it is ready",
+		Long: "Start a session of a profile and wait until every part of it is ready. Images that are missing are built\n" +
+			"or pulled first, and root's first `berth up` starts the daemon. PROFILE is a name that `berth profile ls`\n" +
+			"shows, or the path of a file (with a slash, or ending in .toml).\n\n" +
+			"An interrupt takes back what was begun and waits for it; a second one leaves at once.",
+		Example: "  berth up xfce\n  berth up xfce --name work --set display.size=1280x800\n  berth up ./duo.toml --json",
+		Args:    nargs(1, 1),
+		ValidArgsFunction: func(_ *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			if strings.Contains(word, "/") {
+				return []string{"toml"}, cobra.ShellCompDirectiveFilterFileExt
+			}
+			return c.profileNames(), cobra.ShellCompDirectiveDefault
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var err error
+			if req.Profile, req.Source, err = c.profileArg(args[0]); err != nil {
+				return err
+			}
+			if req.VNCPort < 0 || req.VNCPort > 65535 {
+				return usagef("vnc port %d: must be 1 to 65535", req.VNCPort)
+			}
+			return c.up(cmd.Context(), req, asJSON)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&req.Name, "name", "", "call the session `NAME` (default: after the profile)")
+	f.StringArrayVar(&req.Set, "set", nil, "change the profile: `KEY=VALUE`, such as display.dpi=120; may be repeated")
+	f.IntVar(&req.VNCPort, "vnc-port", 0, "listen for VNC viewers on `PORT`, and fail if it is taken (default: any)")
+	f.StringVar(&req.User, "user", "", "run as the host's user `USER`; root only (default: the caller)")
+	f.BoolVar(&asJSON, "json", false, "print the session as JSON")
+	return cmd
+}
+
+// profileArg tells a profile's name from the path of a file, whose text is then read, since the daemon has another
+// working directory and other rights.
+func (c *CLI) profileArg(arg string) (profile, source string, err error) {
+	if !strings.Contains(arg, "/") && !strings.HasSuffix(arg, ".toml") {
+		return arg, "", nil
+	}
+	text, err := readProfile(arg)
+	if err != nil {
+		return "", "", err
+	}
+	if len(text) == 0 {
+		return "", "", fmt.Errorf("profile %q: %w: the file is empty", arg, orchestrator.ErrInvalid)
+	}
+	return arg, string(text), nil
+}
+
+func (c *CLI) up(ctx context.Context, req api.UpRequest, asJSON bool) error {
+	if err := c.ensureDaemon(ctx); err != nil {
+		return err
+	}
+	cl, err := c.client()
+	if err != nil {
+		return err
+	}
+	what := filepath.Base(req.Profile)
+	if req.Name != "" {
+		what = req.Name
+	}
+	p := c.startProgress("starting " + what)
+	stop := context.AfterFunc(ctx, func() { p.message("interrupted: taking back what was begun") })
+	session, err := cl.Up(ctx, req, p.up)
+	stop()
+	p.close()
+	if err != nil {
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			return errors.New("interrupted; nothing is left")
+		}
+		return err
+	}
+	if asJSON {
+		return c.printJSON(session)
+	}
+	return writeTable(c.Stdout, [][]string{
+		{"session", session.Name},
+		{"web", dash(session.Remote.Web)},
+		{"vnc", dash(session.Remote.VNC)},
+		{"password", dash(session.Remote.Password)},
+		{"ready", seconds(session.ReadyMS)},
+	})
+}
+
+// maxProfile bounds a profile's file in bytes, as the daemon does.
+const maxProfile = 1 << 20
+
+func readProfile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, fmt.Errorf("profile %q: %w", path, orchestrator.ErrNotFound)
+	case err != nil:
+		return nil, fmt.Errorf("profile %q: %w", path, err)
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("profile %q: %w: not a regular file", path, orchestrator.ErrInvalid)
+	case info.Size() > maxProfile:
+		return nil, fmt.Errorf("profile %q: %w: %d bytes, at most %d are read", path, orchestrator.ErrInvalid, info.Size(), maxProfile)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("profile %q: %w", path, err)
+	}
+	return text, nil
+}
