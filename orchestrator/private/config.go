@@ -149,18 +149,23 @@ type buildkitRuntime struct {
 }
 
 // BuildkitConfig returns buildkitd's configuration file for the containerd at socket, which is the private one's or an
-// existing one's.
+// existing one's. An empty ociRuntime means Libexec's runc for the private one and its own choice for an existing one.
 //
 // RUN steps use the host's network: apt works in them as it does on the host, whatever proxies, VPNs or resolvers it
 // needs, and no bridge is set up for a build.
-func BuildkitConfig(l paths.Layout, socket, snapshotter string) ([]byte, error) {
+func BuildkitConfig(l paths.Layout, socket, snapshotter, ociRuntime string) ([]byte, error) {
 	rt := buildkitRuntime{Name: "io.containerd.runc.v2"}
 	if socket == l.ContainerdSocket() {
 		if err := checkSnapshotter(snapshotter); err != nil {
 			return nil, err
 		}
 		rt.Path = filepath.Join(l.Libexec, "containerd-shim-runc-v2")
-		rt.Options = map[string]string{"BinaryName": filepath.Join(l.Libexec, "runc")}
+		if ociRuntime == "" {
+			ociRuntime = filepath.Join(l.Libexec, "runc")
+		}
+	}
+	if ociRuntime != "" {
+		rt.Options = map[string]string{"BinaryName": ociRuntime}
 	}
 	run := filepath.Dir(l.BuildkitSocket())
 	return encode(buildkitFile{

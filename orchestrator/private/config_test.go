@@ -51,13 +51,14 @@ func TestContainerdConfig(t *testing.T) {
 }
 
 func TestBuildkitConfig(t *testing.T) {
-	tests := []struct{ name, socket string }{
-		{"buildkitd-private.toml", "/run/berth/containerd/containerd.sock"},
-		{"buildkitd-existing.toml", "/run/containerd/containerd.sock"},
+	tests := []struct{ name, socket, runtime string }{
+		{"buildkitd-private.toml", "/run/berth/containerd/containerd.sock", ""},
+		{"buildkitd-existing.toml", "/run/containerd/containerd.sock", ""},
+		{"buildkitd-crun.toml", "/run/containerd/containerd.sock", "/usr/bin/crun"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := BuildkitConfig(fhs(), tt.socket, "overlayfs")
+			got, err := BuildkitConfig(fhs(), tt.socket, "overlayfs", tt.runtime)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -42,6 +42,8 @@ type Options struct {
 	Containerd string
 	// Snapshotter is "overlayfs" (also if empty), "btrfs" or "native"; with an existing containerd any it has.
 	Snapshotter string
+	// Runtime is the OCI runtime that builds use; "" means Libexec's runc, with an existing containerd what it has.
+	Runtime string
 	// BuildkitIdle is how long buildkitd is kept after its last user; 0 means five minutes.
 	BuildkitIdle time.Duration
 	// Log receives what happens to the programs; nil discards it.
@@ -171,7 +173,7 @@ func Start(ctx context.Context, opt Options) (_ *Engine, err error) {
 	}
 	e.version = s.version
 
-	config, err := BuildkitConfig(l, e.socket, opt.Snapshotter)
+	config, err := BuildkitConfig(l, e.socket, opt.Snapshotter, opt.Runtime)
 	if err != nil {
 		return nil, fmt.Errorf("engine: %w: %w", orchestrator.ErrUnavailable, err)
 	}
