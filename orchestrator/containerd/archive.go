@@ -32,6 +32,7 @@ import (
 const (
 	maxArchiveJSON    = 8 << 20 // bytes of index.json, manifest.json or a manifest or config blob
 	maxArchiveEntries = 100_000
+	maxLayers         = 500       // of one image; overlayfs itself stacks fewer
 	maxZstdWindow     = 128 << 20 // what zstd itself accepts without --long
 )
 
@@ -71,7 +72,9 @@ func readArchive(ctx context.Context, r io.Reader, blobs blobStore) ([]archived,
 		return nil, err
 	}
 	defer closer()
-	a := layout{blobs: blobs, files: map[string]ocispec.Descriptor{}, links: map[string]string{}}
+	a := layout{
+		blobs: blobs, files: map[string]ocispec.Descriptor{}, links: map[string]string{}, unpacked: map[digest.Digest]unpackedLayer{},
+	}
 	if err := a.read(ctx, plain); err != nil {
 		return nil, err
 	}
@@ -120,6 +123,14 @@ type layout struct {
 	oci    *ocispec.ImageLayout
 	index  *ocispec.Index
 	docker []dockerManifest
+
+	unpacked map[digest.Digest]unpackedLayer // each layer is unpacked once, however often it is named
+}
+
+// unpackedLayer is what unpacking a layer showed.
+type unpackedLayer struct {
+	diffID digest.Digest
+	suffix string // of its media type
 }
 
 func (a *layout) read(ctx context.Context, r io.Reader) error {
@@ -343,6 +354,9 @@ func (a *layout) check(ctx context.Context, d ocispec.Descriptor, have map[diges
 		if err := a.json(ctx, m.Config, &cfg); err != nil {
 			return err
 		}
+		if len(m.Layers) > maxLayers {
+			return badArchive("image %s: %d layers are more than the %d allowed", d.Digest, len(m.Layers), maxLayers)
+		}
 		if len(cfg.RootFS.DiffIDs) != len(m.Layers) {
 			return badArchive("image %s: %d layers, but its config has %d", d.Digest, len(m.Layers), len(cfg.RootFS.DiffIDs))
 		}
@@ -373,6 +387,17 @@ func (a *layout) checkDiffID(ctx context.Context, l ocispec.Descriptor, want dig
 
 // diffID returns a layer's uncompressed digest and the suffix of its media type.
 func (a *layout) diffID(ctx context.Context, l ocispec.Descriptor) (digest.Digest, string, error) {
+	if u, ok := a.unpacked[l.Digest]; ok {
+		return u.diffID, u.suffix, nil
+	}
+	id, suffix, err := a.unpack(ctx, l)
+	if err == nil {
+		a.unpacked[l.Digest] = unpackedLayer{id, suffix}
+	}
+	return id, suffix, err
+}
+
+func (a *layout) unpack(ctx context.Context, l ocispec.Descriptor) (digest.Digest, string, error) {
 	f, err := a.blobs.Open(ctx, l.Digest)
 	if err != nil {
 		return "", "", err
@@ -453,6 +478,9 @@ func (a *layout) dockerImage(ctx context.Context, m dockerManifest) (ocispec.Des
 	var cfg ocispec.Image
 	if err := a.json(ctx, cfgDesc, &cfg); err != nil {
 		return none, err
+	}
+	if len(m.Layers) > maxLayers {
+		return none, badArchive("config %q: %d layers are more than the %d allowed", m.Config, len(m.Layers), maxLayers)
 	}
 	if len(cfg.RootFS.DiffIDs) != len(m.Layers) {
 		return none, badArchive("config %q: %d layers, but manifest.json has %d", m.Config, len(cfg.RootFS.DiffIDs), len(m.Layers))

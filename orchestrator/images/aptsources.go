@@ -304,7 +304,8 @@ func releaseSources(host []aptSource, release string, origin func(uri, suite str
 				}
 				u := t
 				u.URIs, u.Suites = []string{uri}, []string{release + suffix}
-				if u.SignedBy == "" {
+				// Debian's own keyrings go by several names, of which older releases lack some; this one all have.
+				if u.SignedBy == "" || strings.Contains(u.SignedBy, "debian-archive-") {
 					u.SignedBy = debianKeyring
 				}
 				key := uri + " " + u.Suites[0]
