@@ -4,6 +4,7 @@ package apitest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"image"
@@ -99,7 +100,7 @@ func Serve(t testing.TB, f *Fake, change func(*server.Config)) *client.Client {
 		change(&cfg)
 	}
 	socket := filepath.Join(dir, "berth.sock")
-	l, err := server.Listen(socket)
+	l, err := server.Listen(socket, cmp.Or(cfg.Group, server.Group))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,9 +19,9 @@ import (
 	"berth/session/api"
 )
 
-// Listen makes the API socket at path, with the owner and mode that the package comment says. A socket that a killed
-// daemon left is replaced; one that answers is ErrState. Closing the listener removes the socket.
-func Listen(path string) (net.Listener, error) {
+// Listen makes the API socket at path, for root and the members of group if there is such a group. A socket that a
+// killed daemon left is replaced; one that answers is ErrState. Closing the listener removes the socket.
+func Listen(path, group string) (net.Listener, error) {
 	if conn, err := net.Dial("unix", path); err == nil {
 		conn.Close()
 		return nil, fmt.Errorf("socket %q: %w: another daemon answers on it", path, orchestrator.ErrState)
@@ -46,7 +46,7 @@ func Listen(path string) (net.Listener, error) {
 	l.SetUnlinkOnClose(false) // it would remove the hidden name
 	err = func() error {
 		mode := fs.FileMode(0o600)
-		if g, err := user.LookupGroup(Group); err == nil {
+		if g, err := user.LookupGroup(group); err == nil {
 			gid, err := strconv.Atoi(g.Gid)
 			if err != nil {
 				return err
@@ -99,11 +99,11 @@ func WithCaller(ctx context.Context, c api.Caller) context.Context {
 }
 
 // ConnContext is for http.Server: it notes who is at the other end of a Unix socket.
-func ConnContext(ctx context.Context, conn net.Conn) context.Context {
+func (s *Server) ConnContext(ctx context.Context, conn net.Conn) context.Context {
 	if _, known := ctx.Value(callerKey{}).(callerOrErr); known {
 		return ctx
 	}
-	c, err := peer(conn)
+	c, err := peer(conn, s.Group)
 	return context.WithValue(ctx, callerKey{}, callerOrErr{c, err})
 }
 
@@ -116,7 +116,7 @@ func callerOf(ctx context.Context) (api.Caller, error) {
 }
 
 // peer returns who connected, if they may.
-func peer(conn net.Conn) (api.Caller, error) {
+func peer(conn net.Conn, group string) (api.Caller, error) {
 	uc, ok := conn.(*net.UnixConn)
 	if !ok {
 		return api.Caller{}, fmt.Errorf("caller: %w: the API is served on a Unix socket only", api.ErrForbidden)
@@ -140,26 +140,22 @@ func peer(conn net.Conn) (api.Caller, error) {
 	if u, err := user.LookupId(c.Name); err == nil {
 		c.Name, c.Home = u.Username, u.HomeDir
 	}
-	return c, admit(c, groups, func() (int, error) {
-		g, err := user.LookupGroup(Group)
-		if err != nil {
-			return 0, err
-		}
-		return strconv.Atoi(g.Gid)
-	})
+	return c, admit(c, groups, group)
 }
 
 // admit says whether the caller with the additional groups may use the API at all.
-func admit(c api.Caller, groups []uint32, group func() (int, error)) error {
+func admit(c api.Caller, groups []uint32, group string) error {
 	if c.Root() {
 		return nil
 	}
-	gid, err := group()
-	if err == nil && (c.GID == gid || slices.Contains(groups, uint32(gid))) {
-		return nil
+	if g, err := user.LookupGroup(group); err == nil {
+		gid, err := strconv.Atoi(g.Gid)
+		if err == nil && (c.GID == gid || slices.Contains(groups, uint32(gid))) {
+			return nil
+		}
 	}
-	return api.WithHint(fmt.Errorf("user %q: %w to use the daemon: neither root nor in group %q", c.Name, api.ErrForbidden, Group),
-		fmt.Sprintf("root can run: groupadd -f %s && usermod -aG %s %s; then log in again and restart the daemon", Group, Group, c.Name))
+	return api.WithHint(fmt.Errorf("user %q: %w to use the daemon: neither root nor in group %q", c.Name, api.ErrForbidden, group),
+		fmt.Sprintf("root can run: groupadd -f %s && usermod -aG %s %s; then log in again and restart the daemon", group, group, c.Name))
 }
 
 // peerGroups is getsockopt(SO_PEERGROUPS), for which x/sys has no wrapper: the peer's additional groups at connect(2).

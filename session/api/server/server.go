@@ -39,7 +39,7 @@ import (
 	"berth/session/api"
 )
 
-// Group is the group whose members may use the daemon.
+// Group is the group whose members may use the daemon, unless Config says otherwise.
 const Group = "berth"
 
 // MaxSource bounds a profile sent by a client, in bytes.
@@ -60,6 +60,8 @@ type Config struct {
 	Info func(context.Context) (api.DaemonInfo, error)
 	// Shutdown begins the daemon's end and returns at once; nil: not offered.
 	Shutdown func()
+	// Group is the group whose members may use the API; "" means Group.
+	Group string
 	// Log gets what clients cannot be told; nil discards it.
 	Log *slog.Logger
 	// KeepAlive is the time between comments on a silent event stream; 0 means 15 seconds.
@@ -77,6 +79,9 @@ type Server struct {
 func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Group == "" {
+		cfg.Group = Group
 	}
 	if cfg.KeepAlive == 0 {
 		cfg.KeepAlive = 15 * time.Second
@@ -137,7 +142,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		MaxHeaderBytes:    maxBody,
 		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ConnContext:       ConnContext,
+		ConnContext:       s.ConnContext,
 	}
 	done := make(chan error, 1)
 	go func() { done <- hs.Serve(l) }()
