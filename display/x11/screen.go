@@ -1,0 +1,241 @@
+package x11
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"image"
+	"math"
+
+	"github.com/BurntSushi/xgb"
+	"github.com/BurntSushi/xgb/randr"
+	"github.com/BurntSushi/xgb/xproto"
+)
+
+// MinWidth and MinHeight bound what Resize accepts: desktops do not fit below.
+const (
+	MinWidth  = 320
+	MinHeight = 200
+)
+
+// ErrSize is returned by Resize for a size that the server cannot have.
+var ErrSize = errors.New("screen size not possible")
+
+// Size is the size of a screen.
+type Size struct {
+	Width, Height     int // pixels
+	WidthMM, HeightMM int // as told to toolkits that compute a resolution from it; 0 if unknown
+}
+
+// DPI is the resolution that the sizes amount to; 0 if unknown.
+func (s Size) DPI() int {
+	if s.WidthMM == 0 {
+		return 0
+	}
+	return int(math.Round(float64(s.Width) * 25.4 / float64(s.WidthMM)))
+}
+
+// String is "1920x1080".
+func (s Size) String() string { return fmt.Sprintf("%dx%d", s.Width, s.Height) }
+
+// Size returns the screen's current size.
+func (c *Conn) Size(ctx context.Context) (Size, error) {
+	return call(ctx, c, func(x *xgb.Conn) (Size, error) {
+		// The connection setup tells the size as it was then. RandR has the current one, in GetScreenInfo, in pixels and mm.
+		g, err := xproto.GetGeometry(x, xproto.Drawable(c.screen.Root)).Reply()
+		if err != nil {
+			return Size{}, err
+		}
+		s := Size{Width: int(g.Width), Height: int(g.Height)}
+		if s.Width == int(c.screen.WidthInPixels) && s.Height == int(c.screen.HeightInPixels) {
+			s.WidthMM, s.HeightMM = int(c.screen.WidthInMillimeters), int(c.screen.HeightInMillimeters)
+		}
+		if c.need(x, "RANDR") != nil {
+			return s, nil
+		}
+		if info, err := randr.GetScreenInfo(x, c.screen.Root).Reply(); err == nil && int(info.SizeID) < len(info.Sizes) {
+			if z := info.Sizes[info.SizeID]; int(z.Width) == s.Width && int(z.Height) == s.Height && z.Mwidth > 0 {
+				s.WidthMM, s.HeightMM = int(z.Mwidth), int(z.Mheight)
+			}
+		}
+		return s, nil
+	})
+}
+
+// Resize gives the screen a size in pixels, through RandR 1.2, and its physical size such that the resolution is dpi.
+// Any size from MinWidth x MinHeight up to the server's largest will do, odd ones included. Clients see one change.
+func (c *Conn) Resize(ctx context.Context, width, height, dpi int) error {
+	if width < MinWidth || height < MinHeight {
+		return fmt.Errorf("%w: %dx%d is smaller than %dx%d", ErrSize, width, height, MinWidth, MinHeight)
+	}
+	if dpi <= 0 {
+		return fmt.Errorf("%w: resolution of %d dpi", ErrSize, dpi)
+	}
+	_, err := call(ctx, c, func(x *xgb.Conn) (struct{}, error) {
+		return struct{}{}, c.resize(x, width, height, dpi)
+	})
+	return err
+}
+
+func (c *Conn) resize(x *xgb.Conn, width, height, dpi int) (err error) {
+	if err := c.need(x, "RANDR"); err != nil {
+		return err
+	}
+	root := c.screen.Root
+	// The server tells requests made with RandR 1.2's meaning from older ones by this.
+	if _, err := randr.QueryVersion(x, 1, 4).Reply(); err != nil {
+		return fmt.Errorf("randr version: %w", err)
+	}
+	limits, err := randr.GetScreenSizeRange(x, root).Reply()
+	if err != nil {
+		return fmt.Errorf("randr limits: %w", err)
+	}
+	if width > int(limits.MaxWidth) || height > int(limits.MaxHeight) {
+		return fmt.Errorf("%w: %dx%d is larger than this server's %dx%d", ErrSize, width, height, limits.MaxWidth, limits.MaxHeight)
+	}
+	// While the server is grabbed no client sees the steps in between.
+	xproto.GrabServer(x)
+	defer func() {
+		if e := xproto.UngrabServerChecked(x).Check(); err == nil && e != nil {
+			err = fmt.Errorf("ungrab server: %w", e)
+		}
+	}()
+	res, err := randr.GetScreenResources(x, root).Reply()
+	if err != nil {
+		return fmt.Errorf("randr resources: %w", err)
+	}
+	output, info, err := connected(x, res)
+	if err != nil {
+		return err
+	}
+	geom, err := xproto.GetGeometry(x, xproto.Drawable(root)).Reply()
+	if err != nil {
+		return err
+	}
+	mode, made, err := findMode(x, root, res, output, info, width, height)
+	if err != nil {
+		return err
+	}
+	crtc := info.Crtc
+	if crtc == 0 {
+		if len(info.Crtcs) == 0 {
+			return errors.New("randr: the output has no CRTC")
+		}
+		crtc = info.Crtcs[0]
+	}
+	mm := func(px int) uint32 { return uint32(math.Round(float64(px) * 25.4 / float64(dpi))) }
+	setSize := func(w, h int) error {
+		if err := randr.SetScreenSizeChecked(x, root, uint16(w), uint16(h), mm(w), mm(h)).Check(); err != nil {
+			return fmt.Errorf("randr: set screen size %dx%d: %w", w, h, err)
+		}
+		return nil
+	}
+	// A CRTC must lie within the screen at every moment: grow the screen, set the mode, then cut the screen.
+	if w, h := max(width, int(geom.Width)), max(height, int(geom.Height)); w > int(geom.Width) || h > int(geom.Height) {
+		if err := setSize(w, h); err != nil {
+			return err
+		}
+	}
+	set, err := randr.SetCrtcConfig(x, crtc, xproto.TimeCurrentTime, res.ConfigTimestamp, 0, 0, mode, randr.RotationRotate0, []randr.Output{output}).Reply()
+	if err != nil || set.Status != randr.SetConfigSuccess {
+		_ = setSize(int(geom.Width), int(geom.Height))
+		if made {
+			randr.DeleteOutputMode(x, output, mode)
+			randr.DestroyMode(x, mode)
+		}
+		if err == nil {
+			err = fmt.Errorf("status %d", set.Status)
+		}
+		return fmt.Errorf("randr: set mode %dx%d: %w", width, height, err)
+	}
+	if err := setSize(width, height); err != nil {
+		return err
+	}
+	// Modes made for former sizes would pile up while somebody drags a window's corner.
+	for _, m := range info.Modes {
+		if m != mode && berthMode(res, m) {
+			randr.DeleteOutputMode(x, output, m)
+			randr.DestroyMode(x, m)
+		}
+	}
+	return nil
+}
+
+// connected returns the first connected output, the one Berth's servers have.
+func connected(x *xgb.Conn, res *randr.GetScreenResourcesReply) (randr.Output, *randr.GetOutputInfoReply, error) {
+	for _, o := range res.Outputs {
+		info, err := randr.GetOutputInfo(x, o, res.ConfigTimestamp).Reply()
+		if err != nil {
+			return 0, nil, fmt.Errorf("randr output: %w", err)
+		}
+		if info.Connection == randr.ConnectionConnected {
+			return o, info, nil
+		}
+	}
+	return 0, nil, errors.New("randr: no connected output")
+}
+
+// modePrefix leads the names of modes that Resize makes.
+const modePrefix = "berth-"
+
+// modeName finds a mode's name; all names come in one string, in the order of the modes.
+func modeName(res *randr.GetScreenResourcesReply, m randr.Mode) string {
+	names := res.Names
+	for _, info := range res.Modes {
+		n := min(int(info.NameLen), len(names))
+		if randr.Mode(info.Id) == m {
+			return string(names[:n])
+		}
+		names = names[n:]
+	}
+	return ""
+}
+
+func berthMode(res *randr.GetScreenResourcesReply, m randr.Mode) bool {
+	n := modeName(res, m)
+	return len(n) > len(modePrefix) && n[:len(modePrefix)] == modePrefix
+}
+
+// findMode returns a mode of the output with the given size, made if need be.
+func findMode(x *xgb.Conn, root xproto.Window, res *randr.GetScreenResourcesReply, output randr.Output, info *randr.GetOutputInfoReply, width, height int) (m randr.Mode, made bool, err error) {
+	for _, id := range info.Modes {
+		for _, mi := range res.Modes {
+			if randr.Mode(mi.Id) == id && int(mi.Width) == width && int(mi.Height) == height {
+				return id, false, nil
+			}
+		}
+	}
+	name := fmt.Sprintf("%s%dx%d", modePrefix, width, height)
+	for _, mi := range res.Modes { // made for an earlier output or left by a former Resize
+		if modeName(res, randr.Mode(mi.Id)) == name {
+			m = randr.Mode(mi.Id)
+		}
+	}
+	if m == 0 {
+		// A mode without blanking at 60 Hz; no monitor has to understand it.
+		r, err := randr.CreateMode(x, root, randr.ModeInfo{
+			Width: uint16(width), Height: uint16(height), DotClock: uint32(width * height * 60),
+			HsyncStart: uint16(width), HsyncEnd: uint16(width), Htotal: uint16(width),
+			VsyncStart: uint16(height), VsyncEnd: uint16(height), Vtotal: uint16(height),
+			NameLen: uint16(len(name)),
+		}, name).Reply()
+		if err != nil {
+			return 0, false, fmt.Errorf("randr: create mode %s: %w", name, err)
+		}
+		m = r.Mode
+	}
+	if err := randr.AddOutputModeChecked(x, output, m).Check(); err != nil {
+		randr.DestroyMode(x, m)
+		return 0, false, fmt.Errorf("randr: add mode %s: %w", name, err)
+	}
+	return m, true, nil
+}
+
+// bounds is the root window's rectangle.
+func (c *Conn) bounds(x *xgb.Conn) (image.Rectangle, error) {
+	g, err := xproto.GetGeometry(x, xproto.Drawable(c.screen.Root)).Reply()
+	if err != nil {
+		return image.Rectangle{}, err
+	}
+	return image.Rect(0, 0, int(g.Width), int(g.Height)), nil
+}
