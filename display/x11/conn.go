@@ -285,3 +285,30 @@ func (c *Conn) atom(name string) xproto.Atom {
 	defer c.mu.Unlock()
 	return c.atoms[name]
 }
+
+// Open is Dial that does not wait, for the X server behind the socket at path, with the cookie of an Xauthority file.
+// The directory above the socket's own, a session's /tmp, is trusted, nothing below it is.
+func Open(ctx context.Context, path, xauthority string) (*Conn, error) {
+	entries, err := xauth.ReadFile(xauthority)
+	if err != nil {
+		return nil, err
+	}
+	cookie, _ := xauth.Cookie(entries, 0)
+	dir, name := Split(path)
+	sock, err := unixsock.Connect(ctx, dir, name)
+	if err != nil {
+		return nil, err
+	}
+	c, err := newConn(ctx, sock, cookie)
+	if err != nil {
+		sock.Close()
+		return nil, fmt.Errorf("X server %q: %w", path, err)
+	}
+	return c, nil
+}
+
+// Split cuts the path of an X socket into the directory that stands for /tmp and the rest, for Dial.
+func Split(path string) (dir, name string) {
+	sub := filepath.Dir(path)
+	return filepath.Dir(sub), filepath.Join(filepath.Base(sub), filepath.Base(path))
+}

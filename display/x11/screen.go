@@ -38,10 +38,10 @@ func (s Size) DPI() int {
 // String is "1920x1080".
 func (s Size) String() string { return fmt.Sprintf("%dx%d", s.Width, s.Height) }
 
-// Size returns the screen's current size.
+// Size returns the screen's current size. X tells the physical size in the connection setup only, so it is unknown after
+// a change; a new connection knows.
 func (c *Conn) Size(ctx context.Context) (Size, error) {
 	return call(ctx, c, func(x *xgb.Conn) (Size, error) {
-		// The connection setup tells the size as it was then. RandR has the current one, in GetScreenInfo, in pixels and mm.
 		g, err := xproto.GetGeometry(x, xproto.Drawable(c.screen.Root)).Reply()
 		if err != nil {
 			return Size{}, err
@@ -49,14 +49,6 @@ func (c *Conn) Size(ctx context.Context) (Size, error) {
 		s := Size{Width: int(g.Width), Height: int(g.Height)}
 		if s.Width == int(c.screen.WidthInPixels) && s.Height == int(c.screen.HeightInPixels) {
 			s.WidthMM, s.HeightMM = int(c.screen.WidthInMillimeters), int(c.screen.HeightInMillimeters)
-		}
-		if c.need(x, "RANDR") != nil {
-			return s, nil
-		}
-		if info, err := randr.GetScreenInfo(x, c.screen.Root).Reply(); err == nil && int(info.SizeID) < len(info.Sizes) {
-			if z := info.Sizes[info.SizeID]; int(z.Width) == s.Width && int(z.Height) == s.Height && z.Mwidth > 0 {
-				s.WidthMM, s.HeightMM = int(z.Mwidth), int(z.Mheight)
-			}
 		}
 		return s, nil
 	})
