@@ -17,6 +17,7 @@ import (
 type builder struct {
 	program *program
 	config  []byte
+	cgroup  string // parent of the builds'
 	idle    time.Duration
 	log     *slog.Logger
 
@@ -29,8 +30,8 @@ type builder struct {
 	closed bool
 }
 
-func newBuilder(p *program, config []byte, idle time.Duration, log *slog.Logger) *builder {
-	return &builder{program: p, config: config, idle: idle, log: log, sem: make(chan struct{}, 1)}
+func newBuilder(p *program, config []byte, cgroup string, idle time.Duration, log *slog.Logger) *builder {
+	return &builder{program: p, config: config, cgroup: cgroup, idle: idle, log: log, sem: make(chan struct{}, 1)}
 }
 
 func (b *builder) lock()   { b.sem <- struct{}{} }
@@ -133,13 +134,17 @@ func (b *builder) rest() {
 	})
 }
 
-// end stops buildkitd and removes its files below Run. The lock is held.
+// end stops buildkitd and removes its files below Run and the cgroups it made. The lock is held.
 func (b *builder) end(ctx context.Context) error {
 	if x := b.proc.Load(); x != nil {
 		if err := x.stop(ctx, stopGrace); err != nil {
 			return err
 		}
 		b.proc.Store(nil)
+	}
+	// A cgroup that is busy is no reason to keep buildkitd: a RUN step that does not end holds it.
+	if err := removeCgroup("/sys/fs/cgroup", b.cgroup); err != nil {
+		b.log.Warn("cgroups of builds are left", "err", err)
 	}
 	return os.RemoveAll(filepath.Dir(b.program.socket))
 }

@@ -94,6 +94,9 @@ func shimSockets(l paths.Layout) string {
 	return filepath.Join("/run", l.Instance(), "s")
 }
 
+// buildCgroup is the parent of the cgroups of builds.
+func buildCgroup(l paths.Layout) string { return l.Instance() + "-build" }
+
 // buildkitFile mirrors the parts of buildkitd.toml that Berth sets.
 // https://github.com/moby/buildkit/blob/master/docs/buildkitd.toml.md
 type buildkitFile struct {
@@ -180,7 +183,7 @@ func BuildkitConfig(l paths.Layout, socket, snapshotter, ociRuntime string) ([]b
 			Namespace:           Namespace,
 			Snapshotter:         snapshotter,
 			NetworkMode:         "host",
-			DefaultCgroupParent: l.Instance() + "-build",
+			DefaultCgroupParent: buildCgroup(l),
 			GC:                  true,
 			ReservedSpace:       cacheReserved,
 			MaxUsedSpace:        cacheMax,

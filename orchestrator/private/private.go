@@ -181,7 +181,7 @@ func Start(ctx context.Context, opt Options) (_ *Engine, err error) {
 		name: "buildkitd", exe: filepath.Join(l.Libexec, "buildkitd"),
 		config: filepath.Join(filepath.Dir(l.BuildkitSocket()), "config.toml"),
 		log:    filepath.Join(logs, "buildkitd.log"), path: l.Libexec, socket: l.BuildkitSocket(), probe: probeBuildkit,
-	}, config, opt.BuildkitIdle, opt.Log)
+	}, config, buildCgroup(l), opt.BuildkitIdle, opt.Log)
 	if err := e.buildkit.adopt(ctx); err != nil {
 		return nil, err
 	}

@@ -63,7 +63,7 @@ func realLayout(t *testing.T) paths.Layout {
 	return l
 }
 
-// assertNothingLeft fails when a process, mount or file below Run belongs to the instance still.
+// assertNothingLeft fails when a process, mount, cgroup or file below Run belongs to the instance still.
 func assertNothingLeft(t *testing.T, l paths.Layout) {
 	t.Helper()
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -85,6 +85,12 @@ func assertNothingLeft(t *testing.T, l paths.Layout) {
 	}
 	for _, m := range mounts {
 		t.Errorf("mount %s is left", m.Mountpoint)
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		left, err := filepath.Glob(pattern + l.Instance() + "*")
+		if err != nil || len(left) > 0 {
+			t.Errorf("cgroups are left: %q, %v", left, err)
+		}
 	}
 	var files []string
 	err = filepath.WalkDir(l.Run, func(p string, d os.DirEntry, err error) error {
@@ -197,7 +203,7 @@ func TestDeadContainerdComesBack(t *testing.T) {
 	l := realLayout(t)
 	e := start(t, Options{Layout: l})
 	c, ctx := connect(t, e)
-	task := runSleep(t, ctx, c, filepath.Join(l.Root, "rootfs"))
+	task := runSleep(t, ctx, c, l)
 
 	for i := 1; i <= 3; i++ {
 		old := e.Status()[0].PID
@@ -221,7 +227,7 @@ func TestContainersOutliveTheEngine(t *testing.T) {
 	l := realLayout(t)
 	e := start(t, Options{Layout: l})
 	c, ctx := connect(t, e)
-	task := runSleep(t, ctx, c, filepath.Join(l.Root, "rootfs"))
+	task := runSleep(t, ctx, c, l)
 	pid := int(task.Pid())
 	stop(t, e)
 	if err := unix.Kill(pid, 0); err != nil {
@@ -417,16 +423,19 @@ func TestSnapshotters(t *testing.T) {
 	t.Run("native", func(t *testing.T) {
 		e := start(t, Options{Layout: realLayout(t), Snapshotter: "native"})
 		assertSnapshots(t, e)
+		assertBuild(t, e)
 	})
 	t.Run("overlayfs", func(t *testing.T) {
 		e := start(t, Options{Layout: realLayout(t), Snapshotter: "overlayfs"})
 		assertSnapshots(t, e)
+		assertBuild(t, e)
 	})
 	t.Run("btrfs", func(t *testing.T) {
 		l := realLayout(t)
 		mountBtrfs(t, l.State)
 		e := start(t, Options{Layout: l, Snapshotter: "btrfs"})
 		assertSnapshots(t, e)
+		assertBuild(t, e)
 	})
 	t.Run("btrfs_on_another_file_system", func(t *testing.T) {
 		l := realLayout(t)
@@ -604,8 +613,9 @@ func TestKilledDaemonsBuildkitEnds(t *testing.T) {
 }
 
 // runSleep runs a container with the host's programs, read-only, and no image: sleep.
-func runSleep(t *testing.T, ctx context.Context, c *containerd.Client, rootfs string) containerd.Task {
+func runSleep(t *testing.T, ctx context.Context, c *containerd.Client, l paths.Layout) containerd.Task {
 	t.Helper()
+	rootfs, cgroup := filepath.Join(l.Root, "rootfs"), "/"+l.Instance()+"-sleep"
 	var mounts []specs.Mount
 	for _, d := range []string{"usr", "bin", "lib", "lib64"} {
 		if _, err := os.Stat("/" + d); err == nil {
@@ -621,7 +631,7 @@ func runSleep(t *testing.T, ctx context.Context, c *containerd.Client, rootfs st
 	}
 	ctr, err := c.NewContainer(ctx, "sleep", containerd.WithRuntime("io.containerd.runc.v2", nil), containerd.WithNewSpec(
 		oci.WithRootFSPath(rootfs), oci.WithProcessArgs(sleep, "infinity"), oci.WithMounts(mounts),
-		oci.WithCgroup("/"+filepath.Base(filepath.Dir(rootfs))),
+		oci.WithCgroup(cgroup),
 	))
 	if err != nil {
 		t.Fatal(err)
@@ -721,4 +731,23 @@ func mountTmpfs(t *testing.T, dir string) {
 			t.Error(err)
 		}
 	})
+}
+
+func TestRemoveCgroup(t *testing.T) {
+	mount := t.TempDir()
+	for _, d := range []string{"x-build/buildkit/1", "memory/x-build/buildkit", "memory/x", "pids"} {
+		if err := os.MkdirAll(filepath.Join(mount, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := removeCgroup(mount, "x-build"); err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(filepath.Join(mount, "*", "*"))
+	if want := filepath.Join(mount, "memory/x"); err != nil || len(left) != 1 || left[0] != want {
+		t.Errorf("left %q, %v; want only %q", left, err, want)
+	}
+	if err := removeCgroup(mount, "x-build"); err != nil {
+		t.Errorf("again: %v", err)
+	}
 }
