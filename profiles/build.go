@@ -81,7 +81,10 @@ func Build(p *Profile, infra []Component) (*Plan, error) {
 	b.checkRoles()
 	b.checkSession()
 	b.connect()
-	sorted := b.sort()
+	var sorted []Component
+	if !b.errs.full() {
+		sorted = b.sort()
+	}
 	if err := b.errs.err(); err != nil {
 		return nil, err
 	}
@@ -176,6 +179,7 @@ func override(c *Component, t *node) {
 	list("command", &c.Command)
 	list("provides", &c.Provides)
 	list("after", &c.After)
+	c.After = unique(c.After)
 	list("needs", &c.Needs)
 	list("devices", &c.Devices)
 	list("caps", &c.Caps)
@@ -195,9 +199,11 @@ func override(c *Component, t *node) {
 }
 
 func unique(list []string) []string {
+	seen := map[string]bool{}
 	var out []string
 	for _, s := range list {
-		if !slices.Contains(out, s) {
+		if !seen[s] {
+			seen[s] = true
 			out = append(out, s)
 		}
 	}
@@ -276,6 +282,9 @@ func (b *planner) connect() {
 			}
 		}
 		for _, word := range c.After {
+			if b.errs.full() {
+				return
+			}
 			var at *node
 			if n := b.element(c.Name, "after", word); n != nil && n.kind == kindString {
 				at = n

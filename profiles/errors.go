@@ -1,6 +1,7 @@
 package profiles
 
 import (
+	"bytes"
 	"fmt"
 	"sort"
 	"strings"
@@ -51,7 +52,8 @@ func (e *Error) Detail() string {
 	return fmt.Sprintf("%s\n    %s\n    %s%s", e.Error(), e.Source, pad, strings.Repeat("^", max(e.width, 1)))
 }
 
-// maxErrors bounds how many mistakes are kept; a file with more has another problem.
+// maxErrors bounds how many mistakes are looked for; a file with more has another problem, and finding the place of
+// one takes time that grows with the file.
 const maxErrors = 200
 
 // Errors is every mistake that was found, sorted by place. It is never empty when it is an error.
@@ -74,6 +76,8 @@ func (e Errors) Unwrap() []error {
 	}
 	return out
 }
+
+func (e Errors) full() bool { return len(e) > maxErrors }
 
 // err is the list as an error, sorted; nil if it is empty. Files keep the order in which they were read.
 func (e Errors) err() error {
@@ -99,9 +103,8 @@ func (e Errors) err() error {
 		}
 		return a.Column < b.Column
 	})
-	if len(e) > maxErrors {
-		n := len(e) - maxErrors
-		e = append(e[:maxErrors:maxErrors], &Error{File: e[maxErrors].File, Message: fmt.Sprintf("%d further errors are not shown", n)})
+	if e.full() {
+		e = append(e[:maxErrors:maxErrors], &Error{File: e[maxErrors].File, Message: fmt.Sprintf("too many errors; these are the first %d", maxErrors)})
 	}
 	return e
 }
@@ -154,9 +157,11 @@ func lineStart(text []byte, off int) int {
 // long line only the surroundings of [off, end) remain. It returns the text, the caret's column and the underline's width.
 func excerpt(line []byte, off, end int) (text string, caret, width int) {
 	const before, after = 60, 60
-	line = []byte(strings.TrimSuffix(string(line), "\r"))
+	line = bytes.TrimSuffix(line, []byte("\r"))
 	off, end = min(off, len(line)), min(end, len(line))
-	head, mid, tail := []rune(string(line[:off])), []rune(string(line[off:end])), []rune(string(line[end:]))
+	// Lines of a whole file's length are not converted as a whole. A character has at most four bytes.
+	near := func(b []byte, n int) []rune { return []rune(string(b[:min(len(b), 4*n+4)])) }
+	head, mid, tail := []rune(string(line[max(0, off-4*before-4):off])), near(line[off:end], after), near(line[end:], after)
 	var b strings.Builder
 	if len(head) > before {
 		head = head[len(head)-before:]
@@ -195,6 +200,9 @@ func excerpt(line []byte, off, end int) (text string, caret, width int) {
 
 // clip shortens s to at most n characters and makes it printable.
 func clip(s string, n int) string {
+	if len(s) > 4*n+4 {
+		s = s[:4*n+4] // more than n characters, whatever they are; a cut one at the end is cut off below
+	}
 	rs := []rune(strings.TrimRight(s, "\r"))
 	cut := len(rs) > n
 	if cut {

@@ -337,7 +337,7 @@ func (p *Profile) crossCheck(errs *Errors) {
 	}
 	if apps := t.get("apps"); apps.good() {
 		for _, a := range apps.list {
-			if a.get("image") == nil && !a.bad {
+			if a.get("image") == nil && !a.bad && !errs.full() {
 				add("apps.image", a.errorf("apps entry has no image"))
 			}
 		}

@@ -3,6 +3,7 @@ package profiles
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -289,12 +290,52 @@ func TestUnreadable(t *testing.T) {
 		{"utf16", write("utf16.toml", []byte("\xff\xfen\x00")), "file is UTF-16; save it as UTF-8", orchestrator.ErrInvalid},
 		{"deep_list", write("deep.toml", []byte("x = "+strings.Repeat("[", 1<<19))), "nested more than the maximum", orchestrator.ErrInvalid},
 		{"deep_key", write("key.toml", []byte(strings.Repeat("a.", 1<<18)+"a = 1")), "profiles nest at most 8 deep", orchestrator.ErrInvalid},
-		{"many_errors", write("many.toml", []byte(strings.Repeat("[a]\n", 1<<17))), "further errors are not shown", orchestrator.ErrInvalid},
+		{"many_errors", write("many.toml", []byte(strings.Repeat("[a]\n", 1<<17))), "too many errors", orchestrator.ErrInvalid},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := Load(tc.path, nil)
 			if err == nil || !strings.Contains(err.Error(), tc.want) || !errors.Is(err, tc.class) {
 				t.Errorf("Load: %.300v\nwant %q, %v", err, tc.want, tc.class)
+			}
+		})
+	}
+}
+
+// TestLargeInputs: what fills a whole MiB is dealt with in time that does not grow with its square.
+func TestLargeInputs(t *testing.T) {
+	fill := func(line func(i int) string) string {
+		var b strings.Builder
+		for i := 0; b.Len() < MaxFileSize-200; i++ {
+			b.WriteString(line(i))
+		}
+		return b.String()
+	}
+	comp := "[components.a]\nimage = \"x\"\ncommand = [\"x\"]\n"
+	for name, text := range map[string]string{
+		"unknown_keys":   fill(func(i int) string { return fmt.Sprintf("k%d = 1\n", i) }),
+		"unknown_tables": fill(func(i int) string { return fmt.Sprintf("[t%d.x]\n", i) }),
+		"one_line":       "look = {" + fill(func(i int) string { return fmt.Sprintf("k%d=1,", i) }) + "}",
+		"components":     fill(func(i int) string { return strings.Replace(comp, ".a", fmt.Sprintf(".a%d", i), 1) }),
+		"after":          comp + "after = [" + fill(func(i int) string { return fmt.Sprintf("\"k%d\",", i) }) + "]",
+		"roles":          comp + "provides = [" + fill(func(i int) string { return "\"panl\"," }) + "]",
+		"good_list":      comp + "provides = [" + fill(func(i int) string { return "\"panel\"," }) + "]",
+		"numbers":        "look = [" + fill(func(i int) string { return "99999999999999999999," }) + "]",
+		"env":            "[env]\n" + fill(func(i int) string { return fmt.Sprintf("K%d = \"1\"\n", i) }),
+		"apps":           fill(func(i int) string { return "[[apps]]\n" }),
+		"newlines":       strings.Repeat("\n", MaxFileSize-10) + "x = 1",
+		"comment":        "#" + strings.Repeat("x", MaxFileSize-10) + "\nx = 1",
+	} {
+		t.Run(name, func(t *testing.T) {
+			began := time.Now()
+			_, err := ResolveText("large.toml", []byte(text), nil, nil, func(*Profile) ([]Component, error) { return testInfra(), nil })
+			if d := time.Since(began); d > 20*time.Second {
+				t.Errorf("took %v", d)
+			}
+			if ok := name == "env" || name == "good_list"; ok != (err == nil) {
+				t.Errorf("error %.200v", err)
+			}
+			if err != nil && len(err.Error()) > 200_000 {
+				t.Errorf("error text has %d bytes", len(err.Error()))
 			}
 		})
 	}

@@ -42,6 +42,7 @@ type field struct {
 	fields []*field               // of tTable and the tables of tTables
 	elem   *field                 // of tMap: every value
 	key    func(name string) *problem
+	most   int // entries of tMap; 0 means any number
 }
 
 func (f *field) field(name string) *field {
@@ -118,6 +119,9 @@ func nonEmpty(what string) func(n *node) *problem {
 
 func noCheck(*node) *problem { return nil }
 
+// maxComponents of a profile.
+const maxComponents = 128
+
 // schema is the document.
 var schema = &field{typ: tTable, fields: []*field{
 	{name: "name", doc: "The profile's name. Lower-case letters, digits and `-`. In a profile directory it must be the file's name without `.toml`.",
@@ -184,7 +188,7 @@ var schema = &field{typ: tTable, fields: []*field{
 		{name: "pids", typ: tInt, doc: "Processes and threads.", check: between(16, 4<<20)},
 	}},
 	{name: "env", typ: tMap, doc: "Environment variables of every component.", key: checkEnvName, elem: &field{check: noCheck}},
-	{name: "components", typ: tMap, doc: "The containers of the session, by name.", key: checkComponentName, elem: componentSchema},
+	{name: "components", typ: tMap, doc: "The containers of the session, by name.", key: checkComponentName, elem: componentSchema, most: maxComponents},
 	{name: "apps", typ: tTables, doc: "Applications of further images, shown in every menu.", fields: []*field{
 		{name: "image", doc: "The image.", check: func(n *node) *problem { return checkImage(n.str) }},
 		{name: "export", typ: tStrings, doc: "Patterns of the names of `.desktop` files, without the suffix; `*` for all.",
@@ -271,7 +275,7 @@ func (n *node) literal() string { return clip(string(n.src.text[n.off:n.end]), 4
 
 // check compares a tree with the schema and marks what is wrong as bad.
 func check(n *node, f *field, path []string, errs *Errors) {
-	if n.bad {
+	if n.bad || errs.full() {
 		return
 	}
 	fail := func(at *node, message, suggest string) {
@@ -296,6 +300,9 @@ func check(n *node, f *field, path []string, errs *Errors) {
 	switch f.typ {
 	case tTable:
 		for _, k := range n.keys {
+			if errs.full() {
+				return
+			}
 			child := n.table[k]
 			sub := append(slices.Clip(path), k)
 			if cf := f.field(k); cf != nil {
@@ -316,7 +323,14 @@ func check(n *node, f *field, path []string, errs *Errors) {
 		}
 		return
 	case tMap:
+		if f.most > 0 && len(n.keys) > f.most {
+			fail(n, fmt.Sprintf("%s has %d entries; at most %d", keyText(path), len(n.keys), f.most), "")
+			return
+		}
 		for _, k := range n.keys {
+			if errs.full() {
+				return
+			}
 			child := n.table[k]
 			if p := f.key(k); p != nil {
 				e := child.keyErrorf("%s", p.message)
@@ -339,7 +353,7 @@ func check(n *node, f *field, path []string, errs *Errors) {
 	}
 	for _, v := range values {
 		switch {
-		case v.bad:
+		case v.bad || errs.full():
 		case v.kind == kindString && strings.ContainsFunc(v.str, forbidden):
 			// TOML can write them as \u0000. No argument, variable or file name can hold a NUL, and plans are printed.
 			fail(v, fmt.Sprintf("%s holds a control character", keyText(path)), "")

@@ -153,7 +153,7 @@ func parse(name string, text []byte) (*node, Errors) {
 		case unstable.KeyValue:
 			b.keyValue(cur, n, 1)
 		}
-		if len(b.errs) > maxErrors {
+		if b.errs.full() {
 			return b.root, b.errs
 		}
 	}
@@ -341,7 +341,7 @@ func (b *builder) value(n *unstable.Node, from, depth int) (*node, int) {
 	case unstable.Array:
 		v.kind = kindArray
 		pos := v.off + 1
-		for it := n.Children(); it.Next(); {
+		for it := n.Children(); it.Next() && !b.errs.full(); {
 			var e *node
 			e, pos = b.value(it.Node(), pos, depth+1)
 			e.keyOff, e.keyEnd = e.off, e.end
@@ -351,7 +351,7 @@ func (b *builder) value(n *unstable.Node, from, depth int) (*node, int) {
 	case unstable.InlineTable:
 		v.kind, v.table, v.opened = kindTable, map[string]*node{}, byInline
 		pos := v.off + 1
-		for it := n.Children(); it.Next(); {
+		for it := n.Children(); it.Next() && !b.errs.full(); {
 			pos = b.keyValue(v, it.Node(), depth+1)
 		}
 		seal(v)

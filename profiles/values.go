@@ -43,17 +43,26 @@ const (
 	RestartNever     = "never"
 )
 
-// probeKinds says for each kind of probe whether it takes an argument, and which.
-var probeKinds = map[string]string{
-	"x11": "", "wm": "", "dock": "", "desktop": "", "pulse": "", "pipewire": "", "vnc": "", "exit": "",
-	"bus": "NAME", "socket": "PATH", "exec": "CMD",
+// probeKinds are the kinds of probes, with what each takes as its argument and when it holds.
+var probeKinds = map[string]struct{ arg, doc string }{
+	"x11":      {"", "the X server answers a client that has the session's cookie"},
+	"wm":       {"", "a window manager owns the screen (`_NET_SUPPORTING_WM_CHECK`)"},
+	"dock":     {"", "a window of type dock is mapped"},
+	"desktop":  {"", "a window of type desktop is mapped"},
+	"pulse":    {"", "the Pulse server answers"},
+	"pipewire": {"", "the PipeWire server answers"},
+	"vnc":      {"", "the VNC server greets"},
+	"exit":     {"", "the program has ended with 0; for what only prepares something"},
+	"bus":      {"NAME", "the name has an owner on the session bus, and that owner answers a ping"},
+	"socket":   {"PATH", "the Unix socket accepts a connection"},
+	"exec":     {"CMD", "the command, run in the component, ends with 0"},
 }
 
 func probeNames() []string {
 	var out []string
-	for k, arg := range probeKinds {
-		if arg != "" {
-			k += ":" + arg
+	for k, v := range probeKinds {
+		if v.arg != "" {
+			k += ":" + v.arg
 		}
 		out = append(out, k)
 	}
@@ -78,7 +87,8 @@ func ParseProbe(s string) (Probe, error) {
 
 func parseProbe(s string) (Probe, *problem) {
 	k, arg, has := strings.Cut(s, ":")
-	want, ok := probeKinds[k]
+	kind, ok := probeKinds[k]
+	want := kind.arg
 	switch {
 	case !ok:
 		var names []string
@@ -87,7 +97,7 @@ func parseProbe(s string) (Probe, *problem) {
 		}
 		slices.Sort(names)
 		near := nearest(k, names)
-		if near != "" && probeKinds[near] != "" {
+		if near != "" && probeKinds[near].arg != "" {
 			near += ":" + arg
 		}
 		return Probe{}, &problem{fmt.Sprintf("unknown probe %s (known: %s)", quote(s), strings.Join(probeNames(), ", ")), near}
