@@ -22,6 +22,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
+	kgzip "github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -626,7 +627,7 @@ func (s *importStore) Put(ctx context.Context, name string, size int64, want dig
 		return "", err
 	}
 	h := digest.Canonical.Digester()
-	n, err := io.Copy(io.MultiWriter(w, h.Hash()), r)
+	n, err := io.CopyBuffer(io.MultiWriter(w, h.Hash()), r, make([]byte, 1<<20)) // every write is a message to containerd
 	if err != nil {
 		return "", err
 	}
@@ -680,10 +681,92 @@ func (s *images) Export(ctx context.Context, w io.Writer, refs ...string) error 
 		if err != nil {
 			return err
 		}
+		if d, err = s.gzipLayers(ctx, d); err != nil {
+			return imageError(ref, "export", err)
+		}
 		opts = append(opts, archive.WithManifest(d, ref))
 	}
 	if err := archive.Export(ctx, s.client.ContentStore(), w, opts...); err != nil {
 		return imageError(strings.Join(refs, " "), "export", err)
 	}
 	return nil
+}
+
+// gzipLayers returns an image with gzip instead of zstd layers, which Docker before 23.0 cannot load. Indexes stay as
+// they are: they were made elsewhere. The new content belongs to the caller's lease.
+func (s *images) gzipLayers(ctx context.Context, d ocispec.Descriptor) (ocispec.Descriptor, error) {
+	if !coreimages.IsManifestType(d.MediaType) {
+		return d, nil
+	}
+	cs := s.client.ContentStore()
+	blob, err := content.ReadBlob(ctx, cs, d)
+	if err != nil {
+		return d, err
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(blob, &m); err != nil {
+		return d, err
+	}
+	changed := false
+	for i, l := range m.Layers {
+		if l.MediaType != ocispec.MediaTypeImageLayerZstd {
+			continue
+		}
+		if m.Layers[i], err = s.gzipLayer(ctx, l); err != nil {
+			return d, fmt.Errorf("layer %s: %w", l.Digest, err)
+		}
+		changed = true
+	}
+	if !changed {
+		return d, nil
+	}
+	if blob, err = json.Marshal(m); err != nil {
+		return d, err
+	}
+	out := ocispec.Descriptor{MediaType: d.MediaType, Digest: digest.FromBytes(blob), Size: int64(len(blob)), Platform: d.Platform}
+	err = content.WriteBlob(ctx, cs, "berth-export-"+out.Digest.String(), bytes.NewReader(blob), out)
+	return out, err
+}
+
+// gzipLayer packs a zstd layer anew, always into the same bytes.
+func (s *images) gzipLayer(ctx context.Context, l ocispec.Descriptor) (_ ocispec.Descriptor, err error) {
+	cs := s.client.ContentStore()
+	ra, err := cs.ReaderAt(ctx, l)
+	if err != nil {
+		return l, err
+	}
+	defer ra.Close()
+	in, err := zstd.NewReader(content.NewReader(ra), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		return l, err
+	}
+	defer in.Close()
+	w, err := content.OpenWriter(ctx, cs, content.WithRef("berth-export-"+l.Digest.String()))
+	if err != nil {
+		return l, err
+	}
+	defer w.Close()
+	if err := w.Truncate(0); err != nil {
+		return l, err
+	}
+	buf := bufio.NewWriterSize(w, 1<<20) // every write is a message to containerd
+	z, err := kgzip.NewWriterLevel(buf, kgzip.BestSpeed)
+	if err != nil {
+		return l, err
+	}
+	if _, err := io.Copy(z, in); err != nil {
+		return l, err
+	}
+	if err := errors.Join(z.Close(), buf.Flush()); err != nil {
+		return l, err
+	}
+	st, err := w.Status()
+	if err != nil {
+		return l, err
+	}
+	d := w.Digest()
+	if err := w.Commit(ctx, st.Offset, d); err != nil && !errdefs.IsAlreadyExists(err) {
+		return l, err
+	}
+	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: d, Size: st.Offset}, nil
 }

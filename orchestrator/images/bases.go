@@ -2,7 +2,6 @@ package images
 
 import (
 	"bufio"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,8 +21,7 @@ import (
 	"berth/internal/revert"
 	"berth/orchestrator"
 
-	"github.com/containerd/containerd/v2/core/content"
-	contentlocal "github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -90,15 +88,6 @@ type base struct {
 
 // ref is the name Dockerfiles know a base by.
 func baseRef(release string) string { return "debian:" + release }
-
-// store opens the layout's blobs for BuildKit.
-func (b *bases) store() (content.Store, error) {
-	s, err := contentlocal.NewStore(b.dir)
-	if err != nil {
-		return nil, fmt.Errorf("bases %q: %w", b.dir, err)
-	}
-	return s, nil
-}
 
 // get returns the base of a release; ErrNotFound if none was made.
 func (b *bases) get(release string) (base, error) {
@@ -202,7 +191,7 @@ func (b *bases) make(ctx context.Context, release string, log *vertex) (_ base, 
 		return fail(err)
 	}
 
-	layer := filepath.Join(tmp, "layer.tar.gz")
+	layer := filepath.Join(tmp, "layer.tar.zst")
 	desc, diffID, err := b.bootstrap(ctx, tool, release, tmp, overlay, layer, sources, log)
 	if err != nil {
 		return fail(err)
@@ -285,7 +274,10 @@ func (b *bases) bootstrap(ctx context.Context, tool, release, tmp, overlay, laye
 	packed, plain := digest.Canonical.Digester(), digest.Canonical.Digester()
 	count := &countWriter{}
 	buf := bufio.NewWriterSize(io.MultiWriter(f, packed.Hash(), count), 1<<20)
-	z, _ := gzip.NewWriterLevel(buf, gzip.BestSpeed) // the level is valid
+	z, err := zstd.NewWriter(buf, zstd.WithEncoderConcurrency(1)) // one, for an output that does not depend on the machine
+	if err != nil {
+		return none, "", errors.Join(err, cmd.Cancel(), cmd.Wait())
+	}
 	_, copyErr := io.Copy(io.MultiWriter(z, plain.Hash()), bufio.NewReaderSize(stdout, 1<<20))
 	if copyErr != nil {
 		_ = cmd.Cancel() // nobody reads its output any more
@@ -300,7 +292,7 @@ func (b *bases) bootstrap(ctx context.Context, tool, release, tmp, overlay, laye
 	if err := errors.Join(z.Close(), buf.Flush(), f.Sync()); err != nil {
 		return none, "", err
 	}
-	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: packed.Digest(), Size: count.n}, plain.Digest(), nil
+	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerZstd, Digest: packed.Digest(), Size: count.n}, plain.Digest(), nil
 }
 
 // bootstrapError explains what mmdebstrap said.

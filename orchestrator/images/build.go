@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth/authprovider"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 	"github.com/tonistiigi/fsutil"
 	"golang.org/x/sync/errgroup"
 )
@@ -26,7 +28,7 @@ import (
 const (
 	labelRecipe = "berth.recipe"  // digest of the recipe and its parents
 	labelBase   = "berth.base"    // manifest digest of the base
-	labelParent = "berth.parent." // + recipe name: manifest digest of the parent's image
+	labelParent = "berth.parent." // + recipe name: chain ID of the parent's layers
 	labelTitle  = "org.opencontainers.image.description"
 )
 
@@ -65,7 +67,7 @@ func (s *Service) Build(ctx context.Context, names []string, opt api.BuildOption
 	rep := newReporter(progress)
 	if opt.NoCache {
 		// Made anew at most once a day: the mirrors do not change faster.
-		for _, rel := range releasesOf(targets) {
+		for _, rel := range baseReleases(targets) {
 			if _, err := s.bases.ensure(ctx, rel, s.opt.baseAge(), rep); err != nil {
 				return err
 			}
@@ -81,7 +83,14 @@ func (s *Service) buildAll(ctx context.Context, targets []*target, forced map[st
 	for _, t := range targets {
 		done[t] = make(chan struct{})
 	}
-	slots := make(chan struct{}, max(1, runtime.NumCPU()))
+	// Builds of one release mostly wait for the package cache they share, so the processors are shared out by release.
+	lanes := map[string]chan struct{}{}
+	for _, t := range targets {
+		lanes[t.release] = nil
+	}
+	for rel := range lanes {
+		lanes[rel] = make(chan struct{}, max(1, runtime.NumCPU()/len(lanes)))
+	}
 	for _, t := range targets {
 		g.Go(func() error {
 			for _, p := range t.parents {
@@ -107,16 +116,19 @@ func (s *Service) buildAll(ctx context.Context, targets []*target, forced map[st
 					return nil
 				}
 			}
-			b, err := s.bases.ensure(ctx, t.release, 0, rep)
-			if err != nil {
-				return err
+			var b base
+			if t.recipe.onBase {
+				if b, err = s.bases.ensure(ctx, t.release, 0, rep); err != nil {
+					return err
+				}
 			}
+			lane := lanes[t.release]
 			select {
-			case slots <- struct{}{}:
+			case lane <- struct{}{}:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			defer func() { <-slots }()
+			defer func() { <-lane }()
 			if err := s.solve(ctx, t, b, noCache && forced[t.name()], rep); err != nil {
 				return err
 			}
@@ -140,12 +152,14 @@ func (s *Service) upToDate(ctx context.Context, t *target) (bool, error) {
 	if img.Labels[labelRecipe] != t.digest {
 		return false, nil
 	}
-	b, err := s.bases.get(t.release)
-	if err != nil && !errors.Is(err, orchestrator.ErrNotFound) {
-		return false, err
-	}
-	if err == nil && img.Labels[labelBase] != b.desc.Digest.String() {
-		return false, nil
+	if t.recipe.onBase {
+		b, err := s.bases.get(t.release)
+		if err != nil && !errors.Is(err, orchestrator.ErrNotFound) {
+			return false, err
+		}
+		if err == nil && img.Labels[labelBase] != b.desc.Digest.String() {
+			return false, nil
+		}
 	}
 	for _, p := range t.parents {
 		parent, err := s.store.Get(ctx, p.ref())
@@ -155,7 +169,7 @@ func (s *Service) upToDate(ctx context.Context, t *target) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if img.Labels[labelParent+p.recipe.name] != parent.Digest {
+		if img.Labels[labelParent+p.recipe.name] != chainID(parent) {
 			return false, nil
 		}
 	}
@@ -194,17 +208,12 @@ func (s *Service) solve(ctx context.Context, t *target, b base, noCache bool, re
 	if err != nil {
 		return fail(err)
 	}
-	baseStore, err := s.bases.store()
-	if err != nil {
-		return fail(err)
-	}
-	stores := map[string]content.Store{storeBases: baseStore}
+	stores := map[string]content.Store{}
 	attrs := map[string]string{
 		"filename":             "Dockerfile",
 		"build-arg:BASE":       baseRef(t.release),
 		"build-arg:RELEASE":    t.release,
 		"label:" + labelRecipe: t.digest,
-		"label:" + labelBase:   b.desc.Digest.String(),
 	}
 	if t.recipe.description != "" {
 		attrs["label:"+labelTitle] = t.recipe.description
@@ -215,9 +224,13 @@ func (s *Service) solve(ctx context.Context, t *target, b base, noCache bool, re
 	for k, v := range s.proxies(ctx) {
 		attrs["build-arg:"+k] = v
 	}
-	version := releases[t.release].version
-	for _, name := range []string{baseRef(t.release), "debian:" + version, baseRef(t.release) + "-slim", "debian:" + version + "-slim"} {
-		attrs["context:"+name] = ociContext(storeBases, b.desc.Digest)
+	if t.recipe.onBase {
+		stores[storeBases] = layoutStore{s.bases.dir}
+		attrs["label:"+labelBase] = b.desc.Digest.String()
+		version := releases[t.release].version
+		for _, name := range []string{baseRef(t.release), "debian:" + version, baseRef(t.release) + "-slim", "debian:" + version + "-slim"} {
+			attrs["context:"+name] = ociContext(storeBases, b.desc.Digest)
+		}
 	}
 	for _, p := range t.parents {
 		img, err := s.store.Get(ctx, p.ref())
@@ -232,7 +245,7 @@ func (s *Service) solve(ctx context.Context, t *target, b base, noCache bool, re
 		for _, name := range []string{"berth/" + p.recipe.name, "localhost/berth/" + p.recipe.name} {
 			attrs["context:"+name] = ociContext(storeEngine, digest.Digest(img.Digest))
 		}
-		attrs["label:"+labelParent+p.recipe.name] = img.Digest
+		attrs["label:"+labelParent+p.recipe.name] = chainID(img)
 	}
 	log := newSolveLog()
 	status := make(chan *bkclient.SolveStatus)
@@ -254,8 +267,8 @@ func (s *Service) solve(ctx context.Context, t *target, b base, noCache bool, re
 		})},
 		Exports: []bkclient.ExportEntry{{Type: bkclient.ExporterImage, Attrs: map[string]string{
 			"name": t.ref(), "unpack": "true", "oci-mediatypes": "true",
-			// Level 1: packing is a third of a build's time at the default level, for a tenth of the size.
-			"compression": "gzip", "compression-level": "1",
+			// Packs three times as fast as gzip and smaller; Export makes gzip of it for older Dockers.
+			"compression": "zstd", "compression-level": "1",
 		}}},
 	}, status)
 	wg.Wait()
@@ -272,6 +285,16 @@ func (s *Service) solve(ctx context.Context, t *target, b base, noCache bool, re
 		return fail(fmt.Errorf("step %q: %s%s", step, cause, output))
 	}
 	return fail(err)
+}
+
+// chainID identifies an image's layers. Unlike the manifest's digest it is not changed by packing them another way, as
+// an export does.
+func chainID(img orchestrator.Image) string {
+	ids := make([]digest.Digest, len(img.Layers))
+	for i, l := range img.Layers {
+		ids[i] = digest.Digest(l)
+	}
+	return identity.ChainID(ids).String()
 }
 
 // ociContext is a named context that is an image in one of the session's stores.
@@ -301,13 +324,11 @@ func (s *Service) proxies(ctx context.Context) map[string]string {
 	return out
 }
 
-// releasesOf lists the releases targets stand on.
-func releasesOf(targets []*target) []string {
+// baseReleases lists the releases whose bases targets need.
+func baseReleases(targets []*target) []string {
 	var out []string
-	seen := map[string]bool{}
 	for _, t := range targets {
-		if !seen[t.release] {
-			seen[t.release] = true
+		if t.recipe.onBase && !slices.Contains(out, t.release) {
 			out = append(out, t.release)
 		}
 	}

@@ -38,6 +38,7 @@ type recipe struct {
 	description string
 	bases       []string // releases
 	from        []string // recipes
+	onBase      bool     // a stage of the Dockerfile starts from the base
 	files       fs.FS    // rooted at the recipe
 	dir         string   // where files is on disk, "" if embedded
 	digest      string   // of the files alone
@@ -133,11 +134,11 @@ func loadRecipe(tree fs.FS, dir, name string) (*recipe, error) {
 	if err != nil {
 		return nil, fmt.Errorf("recipe %q: %w", name, err)
 	}
-	named, err := dockerfileParents(name, docker)
+	named, onBase, err := dockerfileParents(name, docker)
 	if err != nil {
 		return nil, err
 	}
-	r := &recipe{name: name, description: meta.Description, bases: meta.Bases, from: meta.From, files: files}
+	r := &recipe{name: name, description: meta.Description, bases: meta.Bases, from: meta.From, onBase: onBase, files: files}
 	for _, n := range named {
 		if !slices.Contains(r.from, n) {
 			r.from = append(r.from, n)
@@ -152,26 +153,24 @@ func loadRecipe(tree fs.FS, dir, name string) (*recipe, error) {
 	return r, nil
 }
 
-// dockerfileParents returns the recipes that a Dockerfile's FROM and COPY --from lines name literally.
-func dockerfileParents(name string, data []byte) ([]string, error) {
-	bad := func(err error) error {
-		return fmt.Errorf("recipe %q: Dockerfile: %w: %w", name, orchestrator.ErrInvalid, err)
-	}
+// dockerfileParents returns the recipes that a Dockerfile's FROM and COPY --from lines name literally, and whether it may
+// start from the base: by its name or by an argument.
+func dockerfileParents(name string, data []byte) (parents []string, onBase bool, err error) {
 	tree, err := parser.Parse(bytes.NewReader(data))
 	if err != nil {
-		return nil, bad(err)
+		return nil, false, fmt.Errorf("recipe %q: Dockerfile: %w: %w", name, orchestrator.ErrInvalid, err)
 	}
 	stages, _, err := instructions.Parse(tree.AST, nil)
 	if err != nil {
-		return nil, bad(err)
+		return nil, false, fmt.Errorf("recipe %q: Dockerfile: %w: %w", name, orchestrator.ErrInvalid, err)
 	}
-	var out []string
 	add := func(ref string) {
+		onBase = onBase || strings.Contains(ref, "$") || strings.HasPrefix(ref, "debian:")
 		n := strings.TrimPrefix(ref, "localhost/")
 		if n, ok := strings.CutPrefix(n, "berth/"); ok {
 			n = strings.TrimSuffix(n, tag)
-			if recipeName.MatchString(n) && !slices.Contains(out, n) {
-				out = append(out, n)
+			if recipeName.MatchString(n) && !slices.Contains(parents, n) {
+				parents = append(parents, n)
 			}
 		}
 	}
@@ -183,7 +182,7 @@ func dockerfileParents(name string, data []byte) ([]string, error) {
 			}
 		}
 	}
-	return out, nil
+	return parents, onBase, nil
 }
 
 // treeDigest digests the names, modes and contents of all files, in order.
