@@ -7,9 +7,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"berth/internal/unixsock"
 )
 
 // vncListener accepts the viewers of one session.
@@ -180,8 +183,7 @@ func dialSession(ctx context.Context, s Session) (*net.UnixConn, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", s.VNCSocket)
+	conn, err := unixsock.Connect(ctx, filepath.Dir(s.VNCSocket), filepath.Base(s.VNCSocket))
 	if err != nil {
 		return fail(err)
 	}
@@ -202,7 +204,8 @@ func dialSession(ctx context.Context, s Session) (*net.UnixConn, error) {
 }
 
 // checkPeer refuses a socket that someone else listens on. The socket's directory belongs to the session's user, who
-// could put a link there to the socket of another session, which we, being root, can open.
+// could put the socket of another session there in some way, which we, being root, can open. Symbolic links are ruled
+// out by unixsock, this rules out the rest.
 func checkPeer(c *net.UnixConn, uid int) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
