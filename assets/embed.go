@@ -21,11 +21,14 @@ import (
 	"io/fs"
 )
 
-//go:embed all:images
+//go:embed all:images profiles/*.toml
 var files embed.FS
 
 // Images is the tree of built-in recipes.
 var Images fs.FS = sub("images")
+
+// Profiles holds the built-in profiles, NAME.toml.
+var Profiles fs.FS = sub("profiles")
 
 func sub(dir string) fs.FS {
 	f, err := fs.Sub(files, dir)
