@@ -46,17 +46,38 @@ $(ENGINE_STAMP):
 	rm -f libexec/.engine-*
 	touch $@
 
+## The web page -----------------------------------------------------------------------------------------------------
+# noVNC comes from npm at the version package-lock.json pins; the result is embedded in berth. Built anew when what it
+# is made of has changed in content.
+
+ifneq ($(wildcard assets/web/package.json),)
+WEB_SOURCES := assets/web/package.json assets/web/package-lock.json assets/web/build.mjs $(sort $(wildcard assets/web/src/*))
+WEB_STAMP   := build/web-$(shell cat $(WEB_SOURCES) | sha256sum | cut -c1-16)
+ifeq ($(wildcard assets/web/dist/index.html),)
+.PHONY: $(WEB_STAMP)
+endif
+endif
+
+.PHONY: web
+web: $(WEB_STAMP)
+
+$(WEB_STAMP):
+	tools/deps build
+	cd assets/web && npm ci --no-audit --no-fund --loglevel=error && npm run --silent build
+	mkdir -p $(@D)
+	rm -f build/web-*
+	touch $@
+
 ## Berth ------------------------------------------------------------------------------------------------------------
 # Go's own cache decides what is to be done here, so both are phony.
 
 .PHONY: build berth
 build: engine berth
 
-berth:
+berth: web
 	tools/deps build
 	$(GO) build -trimpath -ldflags "-s -w -X berth/internal/cli.Version=$(VERSION)" -o bin/berth ./cmd/berth
-	if [ -d cmd/berth-anchor ]; then \
-		CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o libexec/berth-anchor ./cmd/berth-anchor; fi
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o libexec/berth-anchor ./cmd/berth-anchor
 
 .PHONY: deps
 deps:
@@ -104,4 +125,5 @@ uninstall:
 	rm -rf $(DESTDIR)$(PREFIX)/libexec/berth
 
 clean:
-	rm -rf bin libexec build
+	rm -rf bin libexec build assets/web/node_modules
+	find assets/web/dist -mindepth 1 ! -name .placeholder -delete
