@@ -111,18 +111,19 @@ lint:
 .PHONY: install uninstall clean
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/berth \
-		$(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/sysusers.d
+		$(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/share/doc/berth
 	install -m 0755 bin/berth $(DESTDIR)$(PREFIX)/bin/berth
 	for p in $(ENGINE) berth-anchor; do \
 		install -m 0755 libexec/$$p $(DESTDIR)$(PREFIX)/libexec/berth/$$p; done
 	sed 's,@PREFIX@,$(PREFIX),g' assets/systemd/berth.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/berth.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/berth.service
 	install -m 0644 assets/systemd/berth.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/berth.conf
+	install -m 0644 assets/config.toml README.md $(DESTDIR)$(PREFIX)/share/doc/berth/
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/berth $(DESTDIR)$(PREFIX)/lib/systemd/system/berth.service \
 		$(DESTDIR)$(PREFIX)/lib/sysusers.d/berth.conf
-	rm -rf $(DESTDIR)$(PREFIX)/libexec/berth
+	rm -rf $(DESTDIR)$(PREFIX)/libexec/berth $(DESTDIR)$(PREFIX)/share/doc/berth
 
 clean:
 	rm -rf bin libexec build assets/web/node_modules

@@ -3,7 +3,9 @@ package private
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -282,6 +284,53 @@ func TestKilledDaemonsContainerdIsAdopted(t *testing.T) {
 	eventually(t, "containerd is gone", func() bool { return errors.Is(unix.Kill(pid, 0), unix.ESRCH) })
 }
 
+// TestRealDaemonIsKilled is the same with a daemon that is another process, so that containerd is nobody's child after it.
+func TestRealDaemonIsKilled(t *testing.T) {
+	l := realLayout(t)
+	daemon := exec.Command("/proc/self/exe", "--daemon", l.Root)
+	daemon.Stderr = t.Output()
+	in, err := daemon.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := daemon.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Fscan(out, &pid); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Start(t.Context(), Options{Layout: l}); !errors.Is(err, orchestrator.ErrState) {
+		t.Errorf("while the other daemon lives: %v; want %v", err, orchestrator.ErrState)
+	}
+	if err := daemon.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	daemon.Wait() // "signal: killed"
+	if err := unix.Kill(pid, 0); err != nil {
+		t.Fatalf("containerd, process %d, after its daemon: %v", pid, err)
+	}
+
+	e := start(t, Options{Layout: l})
+	if s := e.Status()[0]; s.PID != pid || !s.Adopted {
+		t.Fatalf("status %+v; want process %d adopted", s, pid)
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the adopted containerd is replaced", func() bool {
+		s := e.Status()[0]
+		return s.Restarts == 1 && s.PID != 0 && !s.Adopted
+	})
+	c, ctx := connect(t, e)
+	assertAnswers(t, ctx, c)
+}
+
 func TestOutdatedContainerdIsReplaced(t *testing.T) {
 	t.Run("configuration", func(t *testing.T) {
 		l := realLayout(t)
@@ -331,13 +380,28 @@ func TestOutdatedContainerdIsReplaced(t *testing.T) {
 	})
 }
 
-// TestMain makes this binary a stand-in for a program of the engine: with --config it lives until its stdin closes.
+// TestMain makes this binary a stand-in, that lives until its stdin closes: with --config for a program of the engine,
+// with --daemon for a daemon, which prints containerd's PID.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "--config" {
-		io.Copy(io.Discard, os.Stdin)
-		return
+	if len(os.Args) != 3 {
+		os.Exit(m.Run())
 	}
-	os.Exit(m.Run())
+	switch os.Args[1] {
+	case "--daemon":
+		l, err := paths.New(os.Args[2])
+		if err != nil {
+			log.Fatal(err)
+		}
+		e, err := Start(context.Background(), Options{Layout: l})
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(e.Status()[0].PID)
+	case "--config":
+	default:
+		os.Exit(m.Run())
+	}
+	io.Copy(io.Discard, os.Stdin)
 }
 
 func TestFind(t *testing.T) {
