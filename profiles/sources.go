@@ -88,6 +88,9 @@ func (s Source) names() ([]string, error) {
 
 // find returns the first source at or behind index from that has the profile; -1 if none has.
 func (src Sources) find(name string, from int) (text []byte, index int, err error) {
+	if !profileName(name) {
+		return nil, -1, nil // no file of a source is called so
+	}
 	for i := from; i < len(src); i++ {
 		text, err := src[i].read(name)
 		if err == nil {
@@ -98,6 +101,19 @@ func (src Sources) find(name string, from int) (text []byte, index int, err erro
 		}
 	}
 	return nil, -1, nil
+}
+
+// Find returns the text of the profile called name and its file's name in messages. One that does not exist is
+// orchestrator.ErrNotFound, with the nearest name.
+func (src Sources) Find(name string) (file string, text []byte, err error) {
+	text, i, err := src.find(name, 0)
+	if err != nil {
+		return "", nil, err
+	}
+	if i < 0 {
+		return "", nil, notFound(name, src)
+	}
+	return src[i].file(name), text, nil
 }
 
 // names lists the profiles at or behind index from, for suggestions.

@@ -53,7 +53,7 @@ var probeKinds = map[string]struct{ arg, doc string }{
 	"pipewire": {"", "the PipeWire server answers"},
 	"vnc":      {"", "the VNC server greets"},
 	"exit":     {"", "the program has ended with 0; for what only prepares something"},
-	"bus":      {"NAME", "the name has an owner on the session bus, and that owner answers a ping"},
+	"bus":      {"NAME", "the name has an owner on the session bus, and that owner answers a ping; without `:NAME`, the bus itself answers"},
 	"socket":   {"PATH", "the Unix socket accepts a connection"},
 	"exec":     {"CMD", "the command, run in the component, ends with 0"},
 }
@@ -103,6 +103,8 @@ func parseProbe(s string) (Probe, *problem) {
 		return Probe{}, &problem{fmt.Sprintf("unknown probe %s (known: %s)", quote(s), strings.Join(probeNames(), ", ")), near}
 	case want == "" && has:
 		return Probe{}, &problem{fmt.Sprintf("probe %q takes no argument", k), k}
+	case k == "bus" && !has:
+		return Probe{Kind: k}, nil
 	case want != "" && arg == "":
 		return Probe{}, &problem{fmt.Sprintf("probe %q needs an argument: %q", k, k+":"+want), ""}
 	}
