@@ -167,7 +167,7 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, spec orchest
 	}
 	spec.Labels = maps.Clone(spec.Labels)
 	p.containers[spec.Name] = &container{
-		pod: podID, spec: spec, execs: map[*Process]struct{}{}, log: newLogBuffer(),
+		pod: podID, spec: spec, others: map[*Process]struct{}{}, log: newLogBuffer(),
 		status: orchestrator.ContainerStatus{Name: spec.Name, Image: spec.Image, Digest: img.Digest, State: orchestrator.StateCreated, Labels: spec.Labels},
 	}
 	return nil
@@ -191,6 +191,14 @@ func checkSpec(spec orchestrator.ContainerSpec) error {
 		if _, err := os.Stat(m.Source); err != nil {
 			return fmt.Errorf("mount %q: %w: %v", m.Source, orchestrator.ErrNotFound, err)
 		}
+	}
+	for _, d := range spec.Devices {
+		if _, err := os.Stat(d); err != nil {
+			return fmt.Errorf("device %q: %w: %v", d, orchestrator.ErrNotFound, err)
+		}
+	}
+	if spec.Seccomp != "" && spec.Seccomp != "unconfined" {
+		return fmt.Errorf("seccomp profile %q: %w: unknown", spec.Seccomp, orchestrator.ErrInvalid)
 	}
 	return nil
 }
@@ -230,6 +238,7 @@ func (e *Engine) StartContainer(ctx context.Context, podID, name string) (int, e
 		p.Cwd = img.cwd
 	}
 	p.Cwd = cmp.Or(p.Cwd, "/")
+	c.layer = map[string]string{}
 	p.Stdin, p.Stdout, p.Stderr = strings.NewReader(""), output{p, c.log}, output{p, c.log}
 	c.proc = p
 	c.status.State, c.status.PID, c.status.ExitCode = orchestrator.StateRunning, p.PID, 0
@@ -400,8 +409,8 @@ func (e *Engine) Exec(ctx context.Context, podID, name string, spec orchestrator
 	if spec.Cwd != "" {
 		p.Cwd = spec.Cwd
 	}
-	if spec.UID != nil {
-		p.UID = *spec.UID
+	if spec.UID != nil && *spec.UID != p.UID {
+		p.UID, p.Groups = *spec.UID, nil
 	}
 	if spec.GID != nil {
 		p.GID = *spec.GID
@@ -421,13 +430,13 @@ func (e *Engine) Exec(ctx context.Context, podID, name string, spec orchestrator
 	if spec.TTY {
 		p.Stderr = p.Stdout
 	}
-	c.execs[p] = struct{}{}
+	c.others[p] = struct{}{}
 	e.mu.Unlock()
 
 	finish := func(code int) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		delete(c.execs, p)
+		delete(c.others, p)
 		p.finish(code)
 	}
 	returned := make(chan struct{})
@@ -481,7 +490,7 @@ func (e *Engine) Stats(ctx context.Context, podID string) (map[string]orchestrat
 		if c.status.State == orchestrator.StateRunning {
 			s := c.stats
 			if s.PIDs == 0 {
-				s.PIDs = int64(1 + len(c.execs))
+				s.PIDs = int64(1 + len(c.others))
 			}
 			out[name] = s
 		}

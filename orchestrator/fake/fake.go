@@ -71,8 +71,9 @@ type container struct {
 	pod    string
 	spec   orchestrator.ContainerSpec
 	status orchestrator.ContainerStatus
-	proc   *Process // of the last start
-	execs  map[*Process]struct{}
+	proc   *Process              // of the last start
+	others map[*Process]struct{} // execs, and children of any
+	layer  map[string]string     // what the running program has written
 	log    *logBuffer
 	stats  orchestrator.Stats
 }
@@ -196,13 +197,24 @@ func (w *world) endAnchor(p *pod) {
 	if !p.Running {
 		return
 	}
-	p.Running = false
+	pid := p.AnchorPID
+	p.Running, p.AnchorPID = false, 0
 	for _, c := range p.containers {
 		if c.status.State == orchestrator.StateRunning {
 			w.ended(c, c.proc, 128+sigKill)
 		}
 	}
-	w.send(orchestrator.Event{Time: time.Now(), Type: orchestrator.EventExit, Pod: p.ID, ExitCode: 128 + sigKill, PID: p.AnchorPID})
+	w.send(orchestrator.Event{Time: time.Now(), Type: orchestrator.EventExit, Pod: p.ID, ExitCode: 128 + sigKill, PID: pid})
+}
+
+// Processes counts the processes of a pod, with its anchor.
+func (e *Engine) Processes(podID string) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if p, ok := e.pods[podID]; ok {
+		return p.processes()
+	}
+	return 0
 }
 
 // SetStats sets what Stats says of a container.

@@ -4,6 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
 	"time"
 
 	"berth/orchestrator"
@@ -31,12 +37,14 @@ type Process struct {
 	Env            []string // NAME=VALUE: the image's, the container's and, of an Exec, its own
 	Cwd            string
 	UID, GID       int
+	Groups         []int
 	Stdin          io.Reader // never nil
 	Stdout, Stderr io.Writer
 	TTY            bool
 	Resize         <-chan orchestrator.TermSize // of an Exec with TTY; else nil
 
 	w      *world
+	c      *container
 	ctx    context.Context
 	kill   context.CancelFunc
 	done   chan struct{} // closed when the process has ended
@@ -86,7 +94,7 @@ func (p *Process) signal(sig int) (dies bool) {
 func (w *world) newProcess(c *container, args, env []string) *Process {
 	p := &Process{
 		Pod: c.pod, Container: c.spec.Name, PID: w.nextPID, Args: args, Env: env, Cwd: c.spec.Cwd, UID: c.spec.UID, GID: c.spec.GID,
-		w: w, done: make(chan struct{}), catch: map[int]bool{}, notify: make(chan int, 16),
+		Groups: c.spec.Groups, w: w, c: c, done: make(chan struct{}), catch: map[int]bool{}, notify: make(chan int, 16),
 	}
 	w.nextPID++
 	p.ctx, p.kill = context.WithCancel(context.Background())
@@ -102,10 +110,10 @@ func (w *world) ended(c *container, p *Process, code int) {
 	now := time.Now()
 	c.status.State, c.status.ExitCode, c.status.FinishedAt, c.status.PID = orchestrator.StateExited, code, now, 0
 	p.finish(code)
-	for x := range c.execs {
+	for x := range c.others {
 		x.finish(128 + sigKill)
 	}
-	c.execs = map[*Process]struct{}{}
+	c.others = map[*Process]struct{}{}
 	w.wake()
 	w.send(orchestrator.Event{Time: now, Type: orchestrator.EventExit, Pod: c.pod, Container: c.spec.Name, ExitCode: code, PID: p.PID})
 }
@@ -132,6 +140,124 @@ func (o output) Write(b []byte) (int, error) {
 		return 0, fmt.Errorf("process %d: %w", o.p.PID, io.ErrClosedPipe)
 	}
 	return o.w.Write(b)
+}
+
+// Spawn starts a child in the same container, with the same streams. It lives until it returns, or the container ends. At the
+// pod's limit of processes it fails.
+func (p *Process) Spawn(program Program, args ...string) error {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	pod := p.w.pods[p.Pod]
+	if pod == nil || p.ctx.Err() != nil {
+		return fmt.Errorf("process %d: it has ended", p.PID)
+	}
+	if max := pod.spec.Limits.PIDs; max > 0 && int64(pod.processes()) >= max {
+		return fmt.Errorf("process %d: fork: the pod has %d processes: resource temporarily unavailable", p.PID, max)
+	}
+	child := p.w.newProcess(p.c, args, p.Env)
+	child.Cwd, child.UID, child.GID, child.Groups = p.Cwd, p.UID, p.GID, p.Groups
+	child.Stdin, child.Stdout, child.Stderr = p.Stdin, p.Stdout, p.Stderr
+	p.c.others[child] = struct{}{}
+	go func() {
+		code := program(child.ctx, child)
+		p.w.mu.Lock()
+		defer p.w.mu.Unlock()
+		delete(child.c.others, child)
+		child.finish(code)
+	}()
+	return nil
+}
+
+// processes counts a pod's processes with its anchor; mu is held.
+func (p *pod) processes() int {
+	n := 0
+	if p.Running {
+		n++
+	}
+	for _, c := range p.containers {
+		if c.status.State == orchestrator.StateRunning {
+			n += 1 + len(c.others)
+		}
+	}
+	return n
+}
+
+// HostPath says where on the host a path in the container lies, by the mounts of its specification; false if it lies in
+// the image or the writable layer.
+func (p *Process) HostPath(name string) (host string, readOnly, ok bool) {
+	best := -1
+	for _, m := range p.c.spec.Mounts {
+		rest, under := strings.CutPrefix(name, strings.TrimSuffix(m.Target, "/"))
+		if under && (rest == "" || rest[0] == '/') && len(m.Target) > best {
+			best, host, readOnly, ok = len(m.Target), m.Source+rest, m.ReadOnly, true
+		}
+	}
+	return host, readOnly, ok
+}
+
+// ReadFile reads a file as the container sees it: a mount's, the writable layer's or the image's.
+func (p *Process) ReadFile(name string) ([]byte, error) {
+	if host, _, ok := p.HostPath(name); ok {
+		return os.ReadFile(host)
+	}
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	if text, ok := p.c.layer[name]; ok {
+		return []byte(text), nil
+	}
+	if img := p.w.images.images[p.c.spec.Image]; img != nil {
+		if at, err := img.resolve(name); err == nil {
+			if text, ok := img.files[at]; ok {
+				return []byte(text), nil
+			}
+		}
+	}
+	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+}
+
+// WriteFile writes a file as the container sees it. The writable layer is new with every start.
+func (p *Process) WriteFile(name string, data []byte) error {
+	host, readOnly, ok := p.HostPath(name)
+	if ok && readOnly || !ok && p.c.spec.ReadOnly {
+		return &fs.PathError{Op: "open", Path: name, Err: syscall.EROFS}
+	}
+	if ok {
+		return os.WriteFile(host, data, 0o644)
+	}
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	p.c.layer[name] = string(data)
+	return nil
+}
+
+// ReadDir lists the names in a directory as the container sees it, sorted.
+func (p *Process) ReadDir(name string) ([]string, error) {
+	if host, _, ok := p.HostPath(name); ok {
+		entries, err := os.ReadDir(host)
+		var out []string
+		for _, e := range entries {
+			out = append(out, e.Name())
+		}
+		return out, err
+	}
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	seen := map[string]bool{}
+	add := func(file string) {
+		if rest, ok := strings.CutPrefix(file, strings.TrimSuffix(name, "/")+"/"); ok {
+			first, _, _ := strings.Cut(rest, "/")
+			seen[first] = true
+		}
+	}
+	for f := range p.c.layer {
+		add(f)
+	}
+	if img := p.w.images.images[p.c.spec.Image]; img != nil {
+		for f := range img.files {
+			add(f)
+		}
+	}
+	return slices.Sorted(maps.Keys(seen)), nil
 }
 
 // Step is one thing a scripted program does. It returns whether the program goes on, and if not its exit code.
