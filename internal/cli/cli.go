@@ -264,7 +264,7 @@ func (c *CLI) rootCommand() *cobra.Command {
 
 // usageTemplate is cobra's without what says nothing.
 const usageTemplate = `Usage:
-  {{if .HasAvailableSubCommands}}{{.CommandPath}} {{if and .Runnable .HasAvailableLocalFlags}}[FLAGS] {{end}}COMMAND{{else}}{{.UseLine}}{{end}}
+  {{if .HasAvailableSubCommands}}{{.CommandPath}} {{if and .Runnable .HasAvailableLocalFlags}}[FLAGS] {{end}}{{if eq .Name "daemon"}}[COMMAND]{{else}}COMMAND{{end}}{{else}}{{.UseLine}}{{end}}
 
 Examples:
 {{.Example}}

@@ -234,7 +234,7 @@ func TestPrinted(t *testing.T) {
 	b.Env = append(b.Env, "COLUMNS=110", "TZ=UTC")
 	for name, args := range map[string][]string{
 		"show.txt": {"show", "work"}, "show.json": {"show", "work", "--json"}, "trace.txt": {"trace", "work"}, "trace.svg": {"trace", "work", "--svg", "-"},
-		"plan.txt": {"profile", "plan", "xfce"}, "image-ls.txt": {"image", "ls"}, "profile-ls.txt": {"profile", "ls"},
+		"plan.txt": {"profile", "plan", "xfce"}, "graph.txt": {"profile", "graph", "xfce"}, "image-ls.txt": {"image", "ls"}, "profile-ls.txt": {"profile", "ls"},
 	} {
 		if code := b.run(args...); code != 0 {
 			t.Errorf("berth %v = %d\n%s", args, code, b.err)
@@ -469,7 +469,7 @@ func TestContractIsThere(t *testing.T) {
 	for _, cmd := range commands(t) {
 		have[cmd.CommandPath()] = true
 	}
-	for _, want := range strings.Split("up ls show stop rm logs exec events shot open trace profile/ls profile/show profile/check profile/plan "+
+	for _, want := range strings.Split("up ls show stop rm logs exec events shot open trace profile/ls profile/show profile/check profile/plan profile/graph "+
 		"image/ls image/build image/pull image/push image/import image/export image/tag image/rm image/prune daemon doctor version completion", " ") {
 		if path := "berth " + strings.ReplaceAll(want, "/", " "); !have[path] {
 			t.Errorf("command %q is missing", path)

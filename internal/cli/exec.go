@@ -19,8 +19,9 @@ func (c *CLI) execCommand() *cobra.Command {
 	var req api.ExecRequest
 	var noStdin, noTTY bool
 	cmd := &cobra.Command{
-		Use:   "exec NAME COMPONENT [--] COMMAND...",
-		Short: "Run a command in a component",
+		Use:                   "exec [FLAGS] NAME COMPONENT [--] COMMAND...",
+		DisableFlagsInUseLine: true,
+		Short:                 "Run a command in a component",
 		Long: "Run a command in a component of a session, with the session's environment. It gets a terminal when stdin\n" +
 			"and stdout are one. The exit code is the command's.",
 		Example:           "  berth exec work panel -- sh\n  berth exec work panel -- xdpyinfo\n  tar c . | berth exec work files -- tar x -C /home/anna",

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ func (c *CLI) profileCommand() *cobra.Command {
 			"~/.config/berth/profiles and /etc/berth/profiles, and some are built in; the first of a name counts.",
 		Example: "  berth profile ls\n  berth profile check ./duo.toml\n  berth profile plan xfce",
 	})
-	cmd.AddCommand(c.profileLs(), c.profileShow(), c.profileCheck(), c.profilePlan())
+	cmd.AddCommand(c.profileLs(), c.profileShow(), c.profileCheck(), c.profilePlan(), c.profileGraph())
 	return cmd
 }
 
@@ -170,11 +171,7 @@ func (c *CLI) profileCheck() *cobra.Command {
 			if err == nil {
 				// What only shows beside the components of display, audio and bus. Without a planner or a daemon, the text
 				// alone was checked.
-				req := api.UpRequest{Profile: args[0], Set: set}
-				if strings.ContainsAny(args[0], "/.") {
-					req.Source = string(text)
-				}
-				_, err = c.plan(cmd.Context(), req)
+				_, err = c.planOf(cmd.Context(), args[0], set)
 				if errors.Is(err, errNoPlanner) {
 					err = nil
 				}
@@ -257,7 +254,7 @@ func (c *CLI) profilePlan() *cobra.Command {
 			if asJSON {
 				return c.printJSON(plan)
 			}
-			return c.printPlan(plan)
+			return plan.Text(c.Stdout)
 		},
 	}
 	cmd.Flags().StringArrayVar(&set, "set", nil, "change the profile: `KEY=VALUE`; may be repeated")
@@ -265,56 +262,32 @@ func (c *CLI) profilePlan() *cobra.Command {
 	return cmd
 }
 
-func (c *CLI) printPlan(p api.Plan) error {
-	home := p.Home.Kind
-	if name := p.Home.Name + p.Home.Path; name != "" {
-		home += " " + name
+func (c *CLI) profileGraph() *cobra.Command {
+	var set []string
+	var file string
+	cmd := &cobra.Command{
+		Use:               "graph PROFILE",
+		Short:             "Draw what waits for what in a profile",
+		Long:              "Draw the components of a profile as a tree: below each stands what starts once it is ready. With -o, as a picture.",
+		Example:           "  berth profile graph xfce\n  berth profile graph xfce -o xfce.svg",
+		Args:              nargs(1, 1),
+		ValidArgsFunction: c.completeProfile,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			plan, err := c.planOf(cmd.Context(), args[0], set)
+			if err != nil {
+				return err
+			}
+			if file == "" {
+				return plan.Graph(c.Stdout)
+			}
+			var svg bytes.Buffer
+			if err := plan.SVG(&svg); err != nil {
+				return err
+			}
+			return c.writeResult(file, svg.Bytes())
+		},
 	}
-	limits := []string{}
-	if p.Limits.CPUs > 0 {
-		limits = append(limits, fmt.Sprintf("%g cpus", p.Limits.CPUs))
-	}
-	if p.Limits.Memory > 0 {
-		limits = append(limits, size(p.Limits.Memory))
-	}
-	if p.Limits.PIDs > 0 {
-		limits = append(limits, fmt.Sprintf("%d processes", p.Limits.PIDs))
-	}
-	head := [][]string{
-		{"profile", p.Profile},
-		{"description", dash(p.Description)},
-		{"display", fmt.Sprintf("%s, %dx%d, %d dpi", p.Display.Server, p.Display.Width, p.Display.Height, p.Display.DPI)},
-		{"audio", p.Audio.Server},
-		{"home", home},
-		{"network", p.Network},
-		{"limits", dash(strings.Join(limits, ", "))},
-	}
-	if err := writeTable(c.Stdout, head); err != nil {
-		return err
-	}
-	rows := [][]string{{"COMPONENT", "IMAGE", "PROVIDES", "AFTER", "READY", "COMMAND"}}
-	var extras []string
-	for _, comp := range p.Components {
-		ready := make([]string, len(comp.Ready))
-		for i, r := range comp.Ready {
-			ready[i] = r.String()
-		}
-		rows = append(rows, []string{comp.Name, comp.Image, dash(strings.Join(comp.Provides, ",")), dash(strings.Join(comp.After, ",")),
-			dash(strings.Join(ready, " ")), strings.Join(comp.Command, " ")})
-		// What is beyond the ordinary rights of a component is always shown.
-		for _, d := range comp.Devices {
-			extras = append(extras, comp.Name+" has the device "+d)
-		}
-		for _, k := range comp.Caps {
-			extras = append(extras, comp.Name+" has the capability "+k)
-		}
-	}
-	fmt.Fprintln(c.Stdout)
-	if err := writeTable(c.Stdout, rows); err != nil {
-		return err
-	}
-	for _, e := range extras {
-		fmt.Fprintln(c.Stdout, e)
-	}
-	return nil
+	cmd.Flags().StringArrayVar(&set, "set", nil, "change the profile: `KEY=VALUE`; may be repeated")
+	cmd.Flags().StringVarP(&file, "svg", "o", "", "write an SVG picture to `FILE` instead, - for stdout")
+	return cmd
 }

@@ -38,7 +38,7 @@ func (c *CLI) traceCommand() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&svg, "svg", "", "write a picture to `FILE` instead, - for stdout")
+	cmd.Flags().StringVarP(&svg, "svg", "o", "", "write an SVG picture to `FILE` instead, - for stdout")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the steps as JSON")
 	return cmd
 }

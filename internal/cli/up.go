@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"berth/orchestrator"
+	"berth/profiles"
 	"berth/session/api"
 )
 
@@ -61,7 +61,7 @@ func (c *CLI) profileArg(arg string) (profile, source string, err error) {
 	if !strings.Contains(arg, "/") && !strings.HasSuffix(arg, ".toml") {
 		return arg, "", nil
 	}
-	text, err := readProfile(arg)
+	text, err := profiles.ReadFile(arg)
 	if err != nil {
 		return "", "", err
 	}
@@ -104,26 +104,4 @@ func (c *CLI) up(ctx context.Context, req api.UpRequest, asJSON bool) error {
 		{"password", dash(session.Remote.Password)},
 		{"ready", seconds(session.ReadyMS)},
 	})
-}
-
-// maxProfile bounds a profile's file in bytes, as the daemon does.
-const maxProfile = 1 << 20
-
-func readProfile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil, fmt.Errorf("profile %q: %w", path, orchestrator.ErrNotFound)
-	case err != nil:
-		return nil, fmt.Errorf("profile %q: %w", path, err)
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("profile %q: %w: not a regular file", path, orchestrator.ErrInvalid)
-	case info.Size() > maxProfile:
-		return nil, fmt.Errorf("profile %q: %w: %d bytes, at most %d are read", path, orchestrator.ErrInvalid, info.Size(), maxProfile)
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("profile %q: %w", path, err)
-	}
-	return text, nil
 }
