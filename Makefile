@@ -40,8 +40,7 @@ endif
 .PHONY: engine
 engine: $(ENGINE_STAMP)
 
-$(ENGINE_STAMP):
-	tools/deps build
+$(ENGINE_STAMP): | build-deps
 	GO="$(GO)" tools/engine/build libexec
 	rm -f libexec/.engine-*
 	touch $@
@@ -61,8 +60,7 @@ endif
 .PHONY: web
 web: $(WEB_STAMP)
 
-$(WEB_STAMP):
-	tools/deps build
+$(WEB_STAMP): | build-deps
 	cd assets/web && npm ci --no-audit --no-fund --loglevel=error && npm run --silent build
 	mkdir -p $(@D)
 	rm -f build/web-*
@@ -74,15 +72,17 @@ $(WEB_STAMP):
 .PHONY: build berth
 build: engine berth
 
-berth: web
-	tools/deps build
+berth: web | build-deps
 	$(GO) build -trimpath -ldflags "-s -w -X berth/internal/cli.Version=$(VERSION)" -o bin/berth ./cmd/berth
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o libexec/berth-anchor ./cmd/berth-anchor
 
-.PHONY: deps
+.PHONY: deps build-deps
 deps:
 	tools/deps build run test
 	$(GO) version
+
+build-deps:
+	@tools/deps build
 
 ## Use --------------------------------------------------------------------------------------------------------------
 
@@ -100,8 +100,7 @@ bench: build
 	BERTH_LIBEXEC=$(CURDIR)/libexec $(GO) test -run '^$$' -bench . -timeout 60m $(TESTFLAGS) $(PKGS)
 
 # staticcheck is pinned by tools/lint/go.mod.
-lint:
-	tools/deps build
+lint: | build-deps
 	files=$$(git ls-files '*.go' | xargs -r "$$(dirname "$$(tools/go --path)")/gofmt" -l); \
 		[ -z "$$files" ] || { echo "gofmt: $$files" >&2; exit 1; }
 	$(GO) vet $(PKGS)
