@@ -140,7 +140,7 @@ var schema = &field{typ: tTable, fields: []*field{
 		{name: "server", doc: "Which X server draws the desktop.", def: "xvfb", enum: []string{"xvfb", "xvnc", "xorg", "xephyr", "host"}},
 		{name: "size", doc: "Width and height in pixels.", def: "1280x800",
 			check: failing(func(s string) error { _, _, err := ParseSize(s); return err })},
-		{name: "dpi", typ: tInt, doc: "Dots per inch the server reports.", def: "96", check: between(30, 600)},
+		{name: "dpi", typ: tInt, doc: "Dots per inch the server reports.", def: "96", check: between(24, 960)},
 	}},
 	{name: "audio", typ: tTable, doc: "Sound.", fields: []*field{
 		{name: "server", doc: "Which sound server runs.", def: "pipewire", enum: []string{"pipewire", "pulseaudio", "host", "none"}},

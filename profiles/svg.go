@@ -76,20 +76,28 @@ func layOut(p *Plan) *drawing {
 		byName[c.Name] = v
 		put(v)
 	}
+	// The lines of one component share their stand-ins, so that they run as one until they part.
+	trunks := map[*vertex][]*vertex{}
+	link := func(a, b *vertex) {
+		if !slices.Contains(a.behind, b) {
+			a.behind, b.before = append(a.behind, b), append(b.before, a)
+		}
+	}
 	for _, c := range p.Components {
 		to := byName[c.Name]
 		for _, a := range after[c.Name] {
 			from := byName[a]
-			line := []*vertex{from}
-			for l := from.layer + 1; l < to.layer; l++ {
+			trunk := trunks[from]
+			for l := from.layer + 1 + len(trunk); l < to.layer; l++ {
 				s := &vertex{layer: l}
 				put(s)
-				line = append(line, s)
+				trunk = append(trunk, s)
 			}
+			trunks[from] = trunk
+			line := append([]*vertex{from}, trunk[:max(0, to.layer-from.layer-1)]...)
 			line = append(line, to)
 			for i := 1; i < len(line); i++ {
-				line[i-1].behind = append(line[i-1].behind, line[i])
-				line[i].before = append(line[i].before, line[i-1])
+				link(line[i-1], line[i])
 			}
 			d.lines = append(d.lines, line)
 		}
