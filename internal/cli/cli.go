@@ -22,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"berth/internal/hostcheck"
 	"berth/internal/paths"
 	"berth/orchestrator"
 	"berth/session/api"
@@ -53,8 +54,8 @@ type CLI struct {
 	Plan func(ctx context.Context, req api.UpRequest) (api.Plan, error)
 	// Profiles holds the built-in profiles, NAME.toml each; may be nil.
 	Profiles fs.FS
-	// Doctor looks at the host; nil: only the daemon is asked.
-	Doctor func(ctx context.Context, l paths.Layout) ([]Finding, error)
+	// Doctor looks at the host; nil means package hostcheck with the instance's configuration.
+	Doctor func(ctx context.Context, l paths.Layout) ([]hostcheck.Finding, error)
 
 	root string // --root
 	api  *client.Client
@@ -106,6 +107,9 @@ func (c *CLI) defaults() {
 	}
 	if c.Getuid == nil {
 		c.Getuid = os.Getuid
+	}
+	if c.Doctor == nil {
+		c.Doctor = lookAtHost
 	}
 	if c.Now == nil {
 		c.Now = time.Now

@@ -21,6 +21,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"berth/internal/hostcheck"
+	"berth/internal/paths"
 	"berth/orchestrator"
 	"berth/session/api"
 	"berth/session/api/apitest"
@@ -107,7 +109,10 @@ func newBench(t *testing.T, sessions ...string) *bench {
 		t.Fatal(err)
 	}
 	b.CLI = &CLI{Stdin: strings.NewReader(""), Stdout: b.out, Stderr: b.err, Env: []string{"HOME=/nonexistent", "BERTH_ROOT=" + root},
-		Now:      func() time.Time { return apitest.Created.Add(90 * time.Minute) },
+		Now: func() time.Time { return apitest.Created.Add(90 * time.Minute) },
+		Doctor: func(context.Context, paths.Layout) ([]hostcheck.Finding, error) {
+			return []hostcheck.Finding{{Check: "cgroups", Status: hostcheck.OK, Detail: "v2"}, {Check: "disk", Status: hostcheck.Warning, Detail: "1 GiB free", Hint: "make room"}}, nil
+		},
 		Profiles: fstest.MapFS{"tiny.toml": {Data: []byte(tiny)}}}
 	return b
 }
@@ -201,8 +206,11 @@ ready     1.48 s
 		{args: []string{"--bogus"}, code: 2, err: "unknown flag: --bogus"},
 		{args: []string{"completion", "tcsh"}, code: 2, err: `shell "tcsh"`},
 		{args: []string{"trace", "work", "--svg", "-", "--json"}, code: 2, err: "exclude"},
-		{args: []string{"doctor"}, out: `ok       daemon  version 1.2.3, process 1234, containerd 2.4.2, snapshotter overlayfs, cgroups v2
-warning  daemon  no audio device
+		{args: []string{"doctor"}, out: `ok       cgroups  v2
+warning  disk     1 GiB free
+                  -> make room
+ok       daemon   version 1.2.3, process 1234, containerd 2.4.2, snapshotter overlayfs, cgroups v2
+warning  daemon   no audio device
 `},
 	}
 	for _, tt := range tests {

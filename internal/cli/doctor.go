@@ -1,20 +1,26 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"berth/internal/config"
+	"berth/internal/hostcheck"
+	"berth/internal/paths"
 	"berth/session/api/client"
 )
 
-// Finding is one thing that doctor looked at.
-type Finding struct {
-	Check  string `json:"check"`          // "cgroups"
-	Status string `json:"status"`         // ok | warning | error
-	Detail string `json:"detail"`         // what was found
-	Hint   string `json:"hint,omitempty"` // what to do
+// lookAtHost is `berth doctor` without a Doctor: what the daemon's own configuration asks of this host.
+func lookAtHost(_ context.Context, l paths.Layout) ([]hostcheck.Finding, error) {
+	cfg, err := config.Load(l.Config)
+	if err != nil {
+		return nil, err
+	}
+	return hostcheck.Check(hostcheck.Real(), hostcheck.Options{Layout: l, Snapshotter: cfg.Engine.Snapshotter,
+		Existing: cfg.Engine.Containerd != ""}), nil
 }
 
 func (c *CLI) doctorCommand() *cobra.Command {
@@ -31,11 +37,9 @@ func (c *CLI) doctorCommand() *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			var findings []Finding
-			if c.Doctor != nil {
-				if findings, err = c.Doctor(cmd.Context(), l); err != nil {
-					return err
-				}
+			findings, err := c.Doctor(cmd.Context(), l)
+			if err != nil {
+				return err
 			}
 			cl, err := c.client()
 			if err != nil {
@@ -44,21 +48,21 @@ func (c *CLI) doctorCommand() *cobra.Command {
 			info, err := cl.Info(cmd.Context())
 			switch {
 			case errors.Is(err, client.ErrNoDaemon):
-				findings = append(findings, Finding{Check: "daemon", Status: "warning", Detail: "is not running", Hint: c.hint(err)})
+				findings = append(findings, hostcheck.Finding{Check: "daemon", Status: hostcheck.Warning, Detail: "is not running", Hint: c.hint(err)})
 			case err != nil:
-				findings = append(findings, Finding{Check: "daemon", Status: "error", Detail: err.Error(), Hint: c.hint(err)})
+				findings = append(findings, hostcheck.Finding{Check: "daemon", Status: hostcheck.Error, Detail: err.Error(), Hint: c.hint(err)})
 			default:
-				findings = append(findings, Finding{Check: "daemon", Status: "ok",
+				findings = append(findings, hostcheck.Finding{Check: "daemon", Status: hostcheck.OK,
 					Detail: fmt.Sprintf("version %s, process %d, %s %s, snapshotter %s, cgroups %s", info.Version, info.PID,
 						info.Engine.Name, info.Engine.Version, info.Engine.Snapshotter, info.Engine.Cgroup)})
 				for _, p := range info.Problems {
-					findings = append(findings, Finding{Check: "daemon", Status: "warning", Detail: p})
+					findings = append(findings, hostcheck.Finding{Check: "daemon", Status: hostcheck.Warning, Detail: p})
 				}
 			}
 			bad := 0
 			rows := [][]string{}
 			for _, f := range findings {
-				if f.Status == "error" {
+				if f.Status == hostcheck.Error {
 					bad++
 				}
 				rows = append(rows, []string{f.Status, f.Check, f.Detail})

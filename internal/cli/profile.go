@@ -5,14 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"berth/orchestrator"
 	"berth/profiles"
 	"berth/session/api"
 )
@@ -97,24 +94,7 @@ func (c *CLI) profileText(ref string) (file string, text []byte, err error) {
 		text, err = profiles.ReadFile(ref)
 		return ref, text, err
 	}
-	for _, s := range c.sources() {
-		if s.FS != nil {
-			text, err = fs.ReadFile(s.FS, ref+".toml")
-		} else {
-			text, err = os.ReadFile(filepath.Join(s.Dir, ref+".toml"))
-		}
-		if err == nil {
-			return s.Name + "/" + ref + ".toml", text, nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrInvalid) {
-			return "", nil, fmt.Errorf("profile %q: %w", ref, err)
-		}
-	}
-	// Load's words for what is missing name the nearest one.
-	if _, err := profiles.Load(ref, c.sources()); err != nil {
-		return "", nil, err
-	}
-	return "", nil, fmt.Errorf("profile %q: %w", ref, orchestrator.ErrNotFound)
+	return c.sources().Find(ref)
 }
 
 func (c *CLI) profileShow() *cobra.Command {

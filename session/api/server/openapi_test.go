@@ -258,7 +258,7 @@ func TestConversationsKeepToTheDocument(t *testing.T) {
 	do("POST", "/v1/sessions", `{"profile":""}`, 400)
 	do("POST", "/v1/sessions", `{"profile":"xfce","vnc_port":70000}`, 400)
 	do("POST", "/v1/sessions", `{"profile":"x","source":"`+strings.Repeat("a", server.MaxSource+1)+`"}`, 400)
-	do("POST", "/v1/sessions", `{"profile":"x","source":"`+strings.Repeat("a", 7<<20)+`"}`, 413)
+	do("POST", "/v1/sessions", `{"profile":"x","source":"`+strings.Repeat("a", 6*server.MaxSource+64<<10)+`"}`, 413)
 	fake.Fail["UpEnd"] = errors.New("component \"panel\": fake: never ready")
 	if got := do("POST", "/v1/sessions", `{"profile":"xfce","name":"never"}`, 200); !strings.Contains(got, `{"error":{"code":"internal"`) {
 		t.Errorf("a failure after progress = %s", got)
