@@ -21,7 +21,8 @@ const (
 var defaultNeeds = []string{WireX11, WireBus, WireAudio, WireHome}
 
 // Resolve is Load followed by Build, with the mistakes that either finds reported together. infra returns the components
-// of display, audio and bus for a profile.
+// of display, audio and bus for a profile; it may return Errors beside them, of CheckImages or made by ErrorAt, which are
+// reported with the rest.
 func Resolve(ref string, src Sources, set []string, infra func(*Profile) ([]Component, error)) (*Plan, error) {
 	p, err := Load(ref, src, set...)
 	return resolve(p, err, infra)
@@ -37,18 +38,19 @@ func resolve(p *Profile, err error, infra func(*Profile) ([]Component, error)) (
 	if p == nil {
 		return nil, err
 	}
-	comps, ierr := infra(p)
-	if ierr != nil {
-		return nil, errors.Join(err, ierr)
-	}
-	plan, berr := Build(p, comps)
 	var all, more Errors
 	errors.As(err, &all)
-	if errors.As(berr, &more) {
-		return nil, append(all, more...).err()
+	comps, err := infra(p)
+	if err != nil && !errors.As(err, &more) {
+		return nil, errors.Join(all.err(), err)
 	}
-	if err != nil || berr != nil {
-		return nil, errors.Join(err, berr)
+	all, more = append(all, more...), nil
+	plan, err := Build(p, comps)
+	if err != nil && !errors.As(err, &more) {
+		return nil, errors.Join(all.err(), err)
+	}
+	if err := append(all, more...).err(); err != nil {
+		return nil, err
 	}
 	return plan, nil
 }

@@ -53,3 +53,23 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// FuzzValues: what is accepted is printed so that it is accepted again, as the same.
+func FuzzValues(f *testing.F) {
+	for _, s := range []string{"1920x1080", "4GiB", "1.5MiB", "123", "bus:org.a.B", "socket:/x", "exec:true", "dock", "bus"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if p, err := ParseProbe(s); err == nil && p.String() != s {
+			t.Errorf("probe %q is printed as %q", s, p)
+		}
+		if w, h, err := ParseSize(s); err == nil && (w < minWidth || h < minHeight || w > maxSide || h > maxSide) {
+			t.Errorf("size %q is %dx%d", s, w, h)
+		}
+		if n, err := ParseBytes(s); err == nil {
+			if again, err := ParseBytes(formatBytes(n)); err != nil || again != n {
+				t.Errorf("amount %q is %d, printed %q, read as %d, %v", s, n, formatBytes(n), again, err)
+			}
+		}
+	})
+}

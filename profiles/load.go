@@ -49,12 +49,16 @@ type document struct {
 }
 
 // Load finds, reads and checks a profile. A ref with a slash, or that ends in .toml, is a file's path, any other a
-// name looked up in src. Each set is a KEY=VALUE option. A profile that does not exist is orchestrator.ErrNotFound.
+// name looked up in src. Each set is a KEY=VALUE option. A profile that does not exist is orchestrator.ErrNotFound. With
+// sources that have an Owner, so on behalf of somebody, paths are refused: who asks reads the file and passes its text.
 //
 // Mistakes in it are Errors, all of them at once. A Profile is returned beside Errors when the text could at
 // least be parsed, so that Build can report what it finds too; it must not be used for anything else.
 func Load(ref string, src Sources, set ...string) (*Profile, error) {
 	if strings.Contains(ref, "/") || strings.HasSuffix(ref, ".toml") {
+		if slices.ContainsFunc(src, func(s Source) bool { return s.Owner != nil }) {
+			return nil, fmt.Errorf("profile %s: %w: files are read by who names them; pass the text", quote(ref), orchestrator.ErrInvalid)
+		}
 		text, err := ReadFile(ref)
 		if err != nil {
 			return nil, err

@@ -395,6 +395,10 @@ func TestSourcesPrecedence(t *testing.T) {
 		t.Errorf("misspelt name: %v", err)
 	}
 
+	if _, err := Load(filepath.Join(dir, "xfce.toml"), src); !errors.Is(err, orchestrator.ErrInvalid) {
+		t.Errorf("path on behalf of somebody: %v", err)
+	}
+
 	// What belongs to another is not read, whatever links say.
 	if os.Getuid() != 0 {
 		t.Skip("needs root to make a file of another user")
@@ -446,6 +450,23 @@ func TestCheckImages(t *testing.T) {
 	}
 	if e := p.ErrorAt([]string{"components", "a", "command"}, "no such program"); e.Line != 3 || e.Column != 11 {
 		t.Errorf("ErrorAt: %v", e)
+	}
+}
+
+// TestResolveTogether: what Load, the contributors and Build find is one list.
+func TestResolveTogether(t *testing.T) {
+	text := "[display]\nsise = 1\n[components.a]\nimage = \"xfcee\"\ncommand = [\"a\"]\nafter = [\"b\"]\n"
+	_, err := ResolveText("t.toml", []byte(text), nil, nil, func(p *Profile) ([]Component, error) {
+		return testInfra(), p.CheckImages([]string{"xfce"})
+	})
+	var errs Errors
+	if !errors.As(err, &errs) || len(errs) != 3 || errs[0].Line != 2 || errs[1].Line != 4 || errs[2].Line != 6 {
+		t.Errorf("got %v", err)
+	}
+	boom := errors.New("no such server")
+	_, err = ResolveText("t.toml", []byte(text), nil, nil, func(*Profile) ([]Component, error) { return nil, boom })
+	if !errors.Is(err, boom) || !errors.As(err, &errs) || len(errs) != 1 {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -172,6 +172,9 @@ func parse(name string, text []byte) (*node, Errors) {
 
 // syntaxMessage makes go-toml's %#U notation, U+0041 'A', readable.
 func syntaxMessage(s string) string {
+	if strings.HasSuffix(s, "at start of value") || strings.HasPrefix(s, "expected keyword") {
+		s += "; strings are written in quotes"
+	}
 	if i := strings.Index(s, "U+"); i >= 0 {
 		if j := strings.IndexByte(s[i:], '\''); j > 0 {
 			return "syntax: " + s[:i] + s[i+j:]
