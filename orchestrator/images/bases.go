@@ -159,7 +159,7 @@ func (b *bases) make(ctx context.Context, release string, log *vertex) (_ base, 
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		return base{}, diskFull(fmt.Errorf("base %q: %w", baseRef(release), err), b.dir)
+		return base{}, fmt.Errorf("base %q: %w", baseRef(release), err)
 	}
 	var undo revert.Stack
 	defer func() { err = errors.Join(err, undo.Run(ctx)) }()

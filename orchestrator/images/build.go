@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"berth/orchestrator"
 	"berth/session/api"
@@ -69,7 +70,7 @@ func (s *Service) Build(ctx context.Context, names []string, opt api.BuildOption
 		// Made anew at most once a day: the mirrors do not change faster.
 		for _, rel := range baseReleases(targets) {
 			if _, err := s.bases.ensure(ctx, rel, s.opt.baseAge(), rep); err != nil {
-				return err
+				return s.diskFull(ctx, err)
 			}
 		}
 	}
@@ -119,7 +120,7 @@ func (s *Service) buildAll(ctx context.Context, targets []*target, forced map[st
 			var b base
 			if t.recipe.onBase {
 				if b, err = s.bases.ensure(ctx, t.release, 0, rep); err != nil {
-					return err
+					return s.diskFull(ctx, err)
 				}
 			}
 			lane := lanes[t.release]
@@ -178,11 +179,10 @@ func (s *Service) upToDate(ctx context.Context, t *target) (bool, error) {
 
 // solve builds one target with BuildKit.
 func (s *Service) solve(ctx context.Context, t *target, b base, noCache bool, rep *reporter) (err error) {
-	defer func() {
-		if err != nil {
-			err = diskFull(err, s.opt.Layout.State)
-		}
-	}()
+	if err := s.reserve().keep(); err != nil {
+		return err
+	}
+	defer func() { err = s.diskFull(ctx, err) }()
 	fail := func(err error) error {
 		if ctx.Err() != nil {
 			err = ctx.Err()
@@ -261,7 +261,9 @@ func (s *Service) solve(ctx context.Context, t *target, b base, noCache bool, re
 		FrontendAttrs: attrs,
 		LocalMounts:   map[string]fsutil.FS{"context": files, "dockerfile": files},
 		OCIStores:     stores,
-		SharedKey:     "berth-recipe-" + t.recipe.name,
+		// BuildKit keeps what it was sent under this key and asks only for files whose size or time differ, and all
+		// files of a built-in recipe have one time.
+		SharedKey: "berth-recipe-" + t.recipe.digest,
 		Session: []session.Attachable{authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{
 			AuthConfigProvider: authprovider.LoadAuthConfig(config.LoadDefaultConfigFile(os.Stderr)),
 		})},
@@ -285,6 +287,56 @@ func (s *Service) solve(ctx context.Context, t *target, b base, noCache bool, re
 		return fail(fmt.Errorf("step %q: %s%s", step, cause, output))
 	}
 	return fail(err)
+}
+
+// diskFull explains an error that means a full disk, after it has cleaned up what the failed operation could not, for
+// lack of room to write that down.
+func (s *Service) diskFull(ctx context.Context, err error) error {
+	if !isDiskFull(err) {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	cleanup := s.reserve().give()
+	if bk, hangUp, err := s.buildkit(ctx); err != nil {
+		cleanup = errors.Join(cleanup, err)
+	} else {
+		cleanup = errors.Join(cleanup, pruneUnfinished(ctx, bk))
+		hangUp()
+	}
+	if p, ok := s.store.(pruner); ok {
+		_, pruneErr := p.Prune(ctx)
+		cleanup = errors.Join(cleanup, pruneErr)
+	}
+	if cleanup = errors.Join(cleanup, s.reserve().keep()); cleanup != nil {
+		s.opt.Log.Warn("cleaning up after a full disk", "error", cleanup)
+	}
+	return diskFull(err, s.opt.Layout.State)
+}
+
+// pruneUnfinished removes the steps that did not end and files that were sent to them: all of the build cache that can
+// be written to but the package caches. BuildKit lets go of a failed build's some time after it has reported the
+// failure, without a word, so it is asked until it has; what other builds hold keeps this from ending sooner.
+func pruneUnfinished(ctx context.Context, bk *bkclient.Client) error {
+	unfinished := bkclient.WithFilter([]string{"mutable,type!=exec.cachemount"})
+	deadline := time.NewTimer(10 * time.Second)
+	defer deadline.Stop()
+	for {
+		held, err := bk.DiskUsage(ctx, unfinished)
+		if err != nil {
+			return fmt.Errorf("build cache: %w", err)
+		}
+		if err := bk.Prune(ctx, nil, bkclient.PruneAll, unfinished); err != nil {
+			return fmt.Errorf("build cache: %w", err)
+		}
+		if !slices.ContainsFunc(held, func(u *bkclient.UsageInfo) bool { return u.InUse }) {
+			return nil
+		}
+		select {
+		case <-deadline.C:
+			return nil
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // chainID identifies an image's layers. Unlike the manifest's digest it is not changed by packing them another way, as

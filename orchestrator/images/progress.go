@@ -204,16 +204,21 @@ func (k *keyLock) lock(ctx context.Context, key string) (unlock func(), err erro
 	}
 }
 
-// diskFull turns an error that means a full disk into one that says so and what to do; others pass. dir lies on the disk.
+// isDiskFull tells whether an error means a full disk. What comes from containerd and BuildKit is text.
+func isDiskFull(err error) bool {
+	return err != nil && (errors.Is(err, syscall.ENOSPC) || strings.Contains(strings.ToLower(err.Error()), "no space left on device"))
+}
+
+// diskFull adds to an error that means a full disk what to do about it; others pass. dir lies on the disk.
 func diskFull(err error, dir string) error {
-	if err == nil || !errors.Is(err, syscall.ENOSPC) && !strings.Contains(strings.ToLower(err.Error()), "no space left on device") {
+	if !isDiskFull(err) {
 		return err
 	}
-	free := ""
+	left := ""
 	var st unix.Statfs_t
 	if unix.Statfs(dir, &st) == nil {
-		free = fmt.Sprintf(" (%d MiB free)", st.Bavail*uint64(st.Bsize)>>20)
+		left = fmt.Sprintf(" (%d MiB left)", st.Bavail*uint64(st.Bsize)>>20)
 	}
-	return fmt.Errorf("disk full: %w: %w\nthe disk of %s is full%s: free some of it, for example with `berth image prune` and `berth image rm`",
-		orchestrator.ErrUnavailable, err, dir, free)
+	return fmt.Errorf("%w\n%w: the disk that holds %s is full%s: free some of it, for example with `berth image prune` and `berth image rm`",
+		err, orchestrator.ErrUnavailable, dir, left)
 }

@@ -260,10 +260,11 @@ func (s *Service) Pull(ctx context.Context, ref string, opt orchestrator.Transfe
 		return orchestrator.Image{}, fmt.Errorf("image %q: %w: it is built here, not pulled; use `berth image build`", ref, orchestrator.ErrInvalid)
 	}
 	img, err := s.store.Pull(ctx, full, opt)
-	if err == nil {
-		s.event("image.pulled", full)
+	if err != nil {
+		return orchestrator.Image{}, s.diskFull(ctx, err)
 	}
-	return img, err
+	s.event("image.pulled", full)
+	return img, nil
 }
 
 // Push implements api.Images.
@@ -272,7 +273,7 @@ func (s *Service) Push(ctx context.Context, ref string, opt orchestrator.Transfe
 	if err != nil {
 		return err
 	}
-	if strings.HasPrefix(full, "localhost/") {
+	if strings.HasPrefix(full, prefix) {
 		return fmt.Errorf("image %q: %w: it names no registry; tag it REGISTRY/NAME first", ref, orchestrator.ErrInvalid)
 	}
 	return s.store.Push(ctx, full, opt)
@@ -281,7 +282,7 @@ func (s *Service) Push(ctx context.Context, ref string, opt orchestrator.Transfe
 // Import implements api.Images.
 func (s *Service) Import(ctx context.Context, r io.Reader, opt orchestrator.TransferOptions) ([]orchestrator.Image, error) {
 	imgs, err := s.store.Import(ctx, r, opt)
-	return imgs, diskFull(err, s.opt.Layout.State)
+	return imgs, s.diskFull(ctx, err)
 }
 
 // Export implements api.Images.
@@ -332,11 +333,16 @@ type pruner interface {
 }
 
 // Prune implements api.Images.
-func (s *Service) Prune(ctx context.Context) (int64, error) {
+func (s *Service) Prune(ctx context.Context) (_ int64, err error) {
 	b, err := s.book()
 	if err != nil {
 		return 0, err
 	}
+	// Whoever prunes is short of room, perhaps so much that it could not even be recorded what goes.
+	if err := s.reserve().give(); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, s.reserve().keep()) }()
 	p, measured := s.store.(pruner)
 	var before int64
 	if measured {
