@@ -97,7 +97,7 @@ type bench struct {
 }
 
 // newBench makes one; its root is a directory in which the fake's socket lies where the layout has it.
-func newBench(t *testing.T, sessions ...string) *bench {
+func newBench(t testing.TB, sessions ...string) *bench {
 	t.Helper()
 	b := &bench{fake: apitest.New(sessions...), out: newOutput(), err: newOutput()}
 	cl := apitest.Serve(t, b.fake, nil)
