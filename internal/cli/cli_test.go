@@ -512,3 +512,24 @@ func TestCompletion(t *testing.T) {
 		}
 	}
 }
+
+func TestOpenStartsTheBrowser(t *testing.T) {
+	b := newBench(t, "work")
+	dir := t.TempDir()
+	script := "#!/bin/sh\nprintf '%s\\n' \"$@\" > " + dir + "/seen\n"
+	if err := os.WriteFile(filepath.Join(dir, "surf"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b.Env = append(b.Env, "DISPLAY=:9", "PATH="+dir+":/usr/bin:/bin", "BROWSER=absent:surf --new %s")
+	if code := b.run("open", "work"); code != 0 || b.out.String() != "" {
+		t.Errorf("berth open = %d, %q\n%s", code, b.out, b.err)
+	}
+	seen, err := os.ReadFile(filepath.Join(dir, "seen"))
+	if want := "--new\nhttp://127.0.0.1:6080/s/work?token=abc\n"; err != nil || string(seen) != want {
+		t.Errorf("the browser got %q, %v; want %q", seen, err, want)
+	}
+	b.Env = append(b.Env, "BROWSER=/bin/false")
+	if code := b.run("open", "work"); code != 0 || b.out.String() != "http://127.0.0.1:6080/s/work?token=abc\n" {
+		t.Errorf("berth open with a browser that fails = %d, %q\n%s", code, b.out, b.err)
+	}
+}

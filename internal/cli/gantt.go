@@ -91,7 +91,37 @@ func ganttRows(t api.Trace) []ganttRow {
 	return rows
 }
 
-// span is the length of the axis in milliseconds, at least 1.
+// ganttCut returns the trace without the time in which images were built or pulled, if that would make everything else
+// too small to see, and how much that was in milliseconds.
+func ganttCut(t api.Trace) (api.Trace, float64) {
+	var cut float64
+	for _, s := range t.Spans {
+		if s.Component == "" && s.Phase == "image" {
+			cut = max(cut, s.End)
+		}
+	}
+	if cut < ganttLength(t)/2 {
+		return t, 0
+	}
+	out := api.Trace{Session: t.Session, ReadyMS: max(t.ReadyMS-cut, 0)}
+	for _, s := range t.Spans {
+		if s.End > cut {
+			s.Start, s.End = max(s.Start-cut, 0), s.End-cut
+			out.Spans = append(out.Spans, s)
+		}
+	}
+	return out, cut
+}
+
+// ganttTitle says what the chart's numbers mean.
+func ganttTitle(ready, cut float64) string {
+	if cut > 0 {
+		return fmt.Sprintf("ready after %.0f ms, counted from when the images were there (%.1f s)", ready, cut/1000)
+	}
+	return fmt.Sprintf("ready after %.0f ms", ready)
+}
+
+// ganttLength is the length of the axis in milliseconds, at least 1.
 func ganttLength(t api.Trace) float64 {
 	length := max(t.ReadyMS, 1)
 	for _, s := range t.Spans {
@@ -114,6 +144,7 @@ func ganttStep(length float64, n int) float64 {
 
 // ganttText draws the chart in at most width columns (at least 60).
 func ganttText(t api.Trace, width int) string {
+	t, cut := ganttCut(t)
 	rows := ganttRows(t)
 	label, note := len("component"), 0
 	for _, r := range rows {
@@ -128,7 +159,7 @@ func ganttText(t api.Trace, width int) string {
 
 	var out strings.Builder
 	line := func(s string) { out.WriteString(strings.TrimRight(s, " ") + "\n") }
-	line(fmt.Sprintf("session %s: ready after %.0f ms", t.Session, t.ReadyMS))
+	line(fmt.Sprintf("session %s: %s", t.Session, ganttTitle(t.ReadyMS, cut)))
 	out.WriteByte('\n')
 
 	step := ganttStep(length, bars/8)
@@ -181,6 +212,7 @@ func ganttSVG(t api.Trace) []byte {
 		top, rowH, barH   = 84, 26, 16
 		width             = left + barW + noteW
 	)
+	t, cut := ganttCut(t)
 	rows := ganttRows(t)
 	length := ganttLength(t)
 	x := func(ms float64) float64 { return left + ms/length*barW }
@@ -193,8 +225,8 @@ func ganttSVG(t api.Trace) []byte {
 		width, height, width, height)
 	p(`<title>Start of session %s</title>`, html.EscapeString(t.Session))
 	p(`<rect width="100%%" height="100%%" fill="#ffffff"/>`)
-	p(`<text x="16" y="28" font-size="17" font-weight="bold" fill="#222222">%s</text>`, html.EscapeString(t.Session))
-	p(`<text x="16" y="48" fill="#666666">ready after %.0f ms</text>`, t.ReadyMS)
+	p(`<text x="16" y="29" font-size="17" font-weight="bold" fill="#222222">%s</text>`, html.EscapeString(t.Session))
+	p(`<text x="%d" y="28" fill="#666666">%s</text>`, left, ganttTitle(t.ReadyMS, cut))
 	lx := left
 	for _, ph := range phases {
 		p(`<rect x="%d" y="38" width="12" height="12" rx="2" fill="%s"/>`, lx, ph.colour)
