@@ -44,10 +44,13 @@ func Components(a profiles.Audio) ([]profiles.Component, error) {
 		return nil, nil
 	case "pipewire":
 		// Without the session bus PipeWire's modules complain and go on; with it they would make sound wait for the bus.
-		server := component("audio", "pipewire", "pipewire", "pipewire")
+		server := component("audio", "pipewire", "pipewire", "")
 		server.Provides = []string{"audio"}
-		policy := component("wireplumber", "pipewire", "wireplumber", "")
-		policy.After, policy.Ready = []string{"audio"}, nil
+		// PipeWire holds clients whose process it cannot look at, such as the daemon outside the session's PID namespace,
+		// until WirePlumber has decided on them: a round trip from here shows that both are there.
+		server.Ready = []profiles.Probe{{Kind: "socket", Arg: "${RUNTIME_DIR}/pipewire-0"}}
+		policy := component("wireplumber", "pipewire", "wireplumber", "pipewire")
+		policy.After = []string{"audio"}
 		pulse := component("pipewire-pulse", "pipewire", "pipewire-pulse", "pulse")
 		pulse.After = []string{"audio"}
 		return []profiles.Component{server, policy, pulse}, nil
