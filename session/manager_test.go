@@ -415,6 +415,20 @@ func TestEveryStepCanFail(t *testing.T) {
 
 type orchestratorCall = fake.Call
 
+func TestOptionalFailureDoesNotHoldUpTheRest(t *testing.T) {
+	b := newBed(t, append(chain(),
+		profiles.Component{Name: "extra", Command: []string{"no-such"}, Optional: true},
+		profiles.Component{Name: "on-extra", After: []string{"extra"}, Optional: true})...)
+	s := b.up(api.UpRequest{})
+	if s.State != api.StateDegraded || find(s, "extra").State != compFailed || !strings.Contains(find(s, "on-extra").Error, `"extra"`) {
+		t.Errorf("session: %+v", s)
+	}
+	if err := b.m.Stop(context.Background(), root, s.Name); err != nil {
+		t.Fatal(err)
+	}
+	b.clean()
+}
+
 func TestRestartDegradesAndHeals(t *testing.T) {
 	b := newBed(t, chain()...)
 	events, err := b.m.Events(t.Context(), root)

@@ -162,19 +162,27 @@ func (s *session) stateLocked() string {
 	return api.StateRunning
 }
 
-// await returns when every component in names is ready (or has ended well), with the one that became so last.
+// await returns when every component in names is ready (or has ended well), with the one that became so last. One that
+// has failed for good is an error.
 func (s *session) await(ctx context.Context, names []string) (last string, err error) {
 	for {
 		s.mu.Lock()
 		changed := s.changed
-		waiting := ""
+		waiting, failed := "", ""
 		for _, n := range names {
-			if c := s.comps[n]; c != nil && c.state != compReady && c.state != compExited {
-				waiting = n
-				break
+			c := s.comps[n]
+			if c == nil || c.state == compReady || c.state == compExited {
+				continue
+			}
+			waiting = n
+			if c.state == compFailed {
+				failed = n
 			}
 		}
 		s.mu.Unlock()
+		if failed != "" {
+			return failed, fmt.Errorf("needs component %q, which has failed: %w", failed, orchestrator.ErrInvalid)
+		}
 		if waiting == "" {
 			return last, nil
 		}

@@ -89,7 +89,7 @@ func (s *session) runOnce(ctx context.Context, c *component) (pid int, ready boo
 	endWait := s.tracer.begin(c.Name, "wait")
 	last, err := s.await(ctx, c.After)
 	if err != nil {
-		return 0, false, 0, err
+		return 0, false, -1, err
 	}
 	select {
 	case <-c.created:
