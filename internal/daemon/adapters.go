@@ -1,0 +1,161 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"berth/assets"
+	"berth/display/drivers"
+	"berth/display/gateway"
+	"berth/display/x11"
+	"berth/display/xauth"
+	"berth/orchestrator"
+	"berth/profiles"
+	"berth/session"
+	"berth/session/api"
+	"berth/session/audio"
+	"berth/session/bus"
+	"berth/session/probe"
+)
+
+// Plan resolves a profile as caller c sees it: built-in ones, those in /etc/berth/profiles, the caller's own. It starts
+// nothing. A path is not read by the daemon, which may read what the caller may not: clients send the text.
+func Plan(_ context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error) {
+	src := profiles.StandardSources(c.Home, c.UID, builtin())
+	if req.Source != "" {
+		return profiles.ResolveText(req.Profile, []byte(req.Source), src, req.Set, infrastructure)
+	}
+	if strings.ContainsRune(req.Profile, '/') || strings.HasSuffix(req.Profile, ".toml") {
+		return nil, fmt.Errorf("profile %q: %w: a file is sent with its text", req.Profile, orchestrator.ErrInvalid)
+	}
+	return profiles.Resolve(req.Profile, src, req.Set, infrastructure)
+}
+
+// PlanHere is Plan for the user of this process, without a daemon.
+func PlanHere(ctx context.Context, req api.UpRequest) (api.Plan, error) {
+	c := api.Caller{UID: os.Getuid(), GID: os.Getgid(), Home: os.Getenv("HOME")}
+	p, err := Plan(ctx, c, req)
+	if err != nil {
+		return api.Plan{}, err
+	}
+	return *p, nil
+}
+
+func builtin() fs.FS { return assets.Profiles }
+
+// infrastructure is what every session has besides its desktop.
+func infrastructure(p *profiles.Profile) ([]profiles.Component, error) {
+	d, err := drivers.Components(p.Display)
+	if err != nil {
+		return nil, err
+	}
+	a, err := audio.Components(p.Audio)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(d, a...), bus.Components()...), nil
+}
+
+// screen is session.Screen through X11. Each call is a connection of its own: they are rare, and the server may restart.
+type screen struct{}
+
+func dial(ctx context.Context, socket, xauthority string) (*x11.Conn, error) {
+	entries, err := xauth.ReadFile(xauthority)
+	if err != nil {
+		return nil, err
+	}
+	cookie, _ := xauth.Cookie(entries, 0)
+	// The session's /tmp belongs to everybody in it; only what lies above is trusted.
+	dir := filepath.Dir(filepath.Dir(socket))
+	name, err := filepath.Rel(dir, socket)
+	if err != nil {
+		return nil, err
+	}
+	return x11.Dial(ctx, dir, name, cookie)
+}
+
+func (screen) Shot(ctx context.Context, socket, xauthority string, width int) ([]byte, error) {
+	c, err := dial(ctx, socket, xauthority)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	img, err := c.Screenshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if b := img.Bounds(); width > 0 && b.Dx() > width {
+		img = x11.Thumbnail(img, width, max(1, b.Dy()*width/b.Dx()))
+	}
+	return x11.PNG(img)
+}
+
+func (screen) Resize(ctx context.Context, socket, xauthority string, width, height, dpi int) error {
+	c, err := dial(ctx, socket, xauthority)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Resize(ctx, width, height, dpi)
+}
+
+func (screen) Size(ctx context.Context, socket, xauthority string) (int, int, error) {
+	c, err := dial(ctx, socket, xauthority)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer c.Close()
+	s, err := c.Size(ctx)
+	return s.Width, s.Height, err
+}
+
+// cookie makes the Xauthority file of a new session.
+func cookie() ([]byte, error) { return xauth.Marshal(xauth.Wild(0, xauth.NewCookie())) }
+
+// doors is session.Gateway on a gateway, and gateway.Sessions on a manager, which is set before either is used.
+type doors struct {
+	gw      *gateway.Gateway
+	manager *session.Manager
+}
+
+func (d *doors) Attach(_ context.Context, r session.Remote) (vnc, web string, err error) {
+	vnc, err = d.gw.OpenVNC(r.Name, r.Port, r.Exact)
+	if err != nil {
+		return "", "", err
+	}
+	return vnc, d.gw.SessionURL(shown(r)), nil
+}
+
+func (d *doors) Detach(r session.Remote) { d.gw.CloseSession(shown(r)) }
+
+func (d *doors) List() []gateway.Session {
+	var out []gateway.Session
+	for _, r := range d.manager.Remotes() {
+		out = append(out, shown(r))
+	}
+	return out
+}
+
+func (d *doors) Get(name string) (gateway.Session, bool) {
+	r, ok := d.manager.Remote(name)
+	return shown(r), ok
+}
+
+func (d *doors) Thumbnail(ctx context.Context, name string, maxWidth int) ([]byte, error) {
+	return d.manager.Thumbnail(ctx, name, maxWidth)
+}
+
+func (d *doors) Resize(ctx context.Context, name string, w, h int) error {
+	return d.manager.Resize(ctx, api.Caller{}, name, w, h)
+}
+
+func shown(r session.Remote) gateway.Session {
+	return gateway.Session{Name: r.Name, ID: r.ID, Profile: r.Profile, State: r.State, User: r.User, UID: r.UID, VNCSocket: r.VNCSocket,
+		Password: r.Password, Token: r.Token, Width: r.Width, Height: r.Height, Created: r.Created}
+}
+
+func newProber(t session.Target) session.Prober { return probe.New(probe.Target(t)) }
