@@ -1,0 +1,99 @@
+// Package test is the second ring: the real program with its own containerd on a private root, starting real desktops.
+package test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"berth/display/x11"
+	"berth/display/xauth"
+	"berth/session/api"
+	"berth/test/berthtest"
+)
+
+var inst *berthtest.Instance
+
+// pictures is where the tests leave screenshots, for people to look at.
+var pictures string
+
+func TestMain(m *testing.M) {
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	var err error
+	if inst, err = berthtest.New(); err != nil {
+		fmt.Fprintln(os.Stderr, "the tests with real sessions cannot run:", err)
+		return 1
+	}
+	_, file, _, _ := runtime.Caller(0)
+	pictures = filepath.Join(filepath.Dir(filepath.Dir(file)), "build", "pictures")
+	if err := os.MkdirAll(pictures, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	code := m.Run()
+	if err := inst.StopDaemon(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	return code
+}
+
+// screen connects to a session's display.
+func screen(t testing.TB, s api.Session) *x11.Conn {
+	t.Helper()
+	entries, err := xauth.ReadFile(s.Display.XAuthority)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cookie, _ := xauth.Cookie(entries, 0)
+	ctx, cancel := context.WithTimeout(context.Background(), berthtest.Patience)
+	t.Cleanup(cancel)
+	c, err := x11.Dial(ctx, filepath.Dir(s.Display.Socket), filepath.Base(s.Display.Socket), cookie)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// waitFor waits until cond holds on a session's screen.
+func waitFor(t testing.TB, c *x11.Conn, cond x11.Condition) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), berthtest.Patience)
+	defer cancel()
+	w, err := c.Watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if err := w.Wait(ctx, cond); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func windows(t testing.TB, c *x11.Conn) []x11.Window {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	w, err := c.Windows(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func kill(pid int) error { return unix.Kill(pid, unix.SIGKILL) }
+
+func waitState(t *testing.T, name string, cond func(api.Session) bool) {
+	t.Helper()
+	berthtest.WaitUntil(t, "the state of session "+name, func() bool { return cond(inst.Show(t, name)) })
+}
