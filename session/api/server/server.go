@@ -49,6 +49,7 @@ const (
 	maxBody      = 64 << 10              // of JSON bodies in general
 	maxUpBody    = 6*MaxSource + maxBody // JSON escapes a byte as up to six
 	sniffTimeout = 10 * time.Second      // for a request's header
+	bodyTimeout  = 30 * time.Second      // for a JSON body
 	idleTimeout  = 2 * time.Minute       // between requests of a connection
 )
 
@@ -283,6 +284,12 @@ func readJSON(w http.ResponseWriter, r *http.Request, limit int64, doc any) erro
 	if ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); strings.TrimSpace(ct) != "application/json" {
 		return fmt.Errorf("content type %q: %w: must be application/json", ct, orchestrator.ErrInvalid)
 	}
+	rc := http.NewResponseController(w)
+	if err := rc.SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil {
+		return fmt.Errorf("request body: %w", err)
+	}
+	// Afterwards the server goes on reading to see the client go, for as long as the answer takes.
+	defer rc.SetReadDeadline(time.Time{})
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
 	dec.DisallowUnknownFields()
 	err := dec.Decode(doc)
