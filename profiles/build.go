@@ -38,6 +38,9 @@ func resolve(p *Profile, err error, infra func(*Profile) ([]Component, error)) (
 	if p == nil {
 		return nil, err
 	}
+	if p.partial {
+		return nil, err
+	}
 	var all, more Errors
 	errors.As(err, &all)
 	comps, err := infra(p)

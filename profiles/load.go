@@ -38,6 +38,8 @@ type Profile struct {
 	Apps    []App
 
 	tree *node
+	// partial: something it extends is not there, so what seems to be missing may well be in that.
+	partial bool
 }
 
 // document is one file of a chain.
@@ -95,6 +97,7 @@ func LoadText(file string, text []byte, src Sources, set ...string) (*Profile, e
 func load(d document, text []byte, src Sources, set []string) (*Profile, error) {
 	var errs Errors
 	chain := []document{}
+	partial := false
 	names := []string{}
 	for {
 		names = append(names, d.stem)
@@ -113,6 +116,7 @@ func load(d document, text []byte, src Sources, set []string) (*Profile, error) 
 		if ext == nil || ext.bad {
 			break
 		}
+		partial = true
 		from := 0
 		if d.source >= 0 && ext.str == d.stem {
 			from = d.source + 1 // a profile may extend the one it hides
@@ -136,6 +140,7 @@ func load(d document, text []byte, src Sources, set []string) (*Profile, error) 
 			errs = append(errs, ext.errorf("more than %d profiles extend one another: %s", maxExtends, strings.Join(names, " -> ")))
 			break
 		}
+		partial = false
 		text = parent
 		d = document{stem: ext.str, source: i, file: src[i].file(ext.str)}
 	}
@@ -153,6 +158,7 @@ func load(d document, text []byte, src Sources, set []string) (*Profile, error) 
 		}
 	}
 	p := newProfile(tree, chain)
+	p.partial = partial
 	p.crossCheck(&errs)
 	return p, errs.err()
 }
