@@ -95,8 +95,31 @@ func (c *CLI) Run(ctx context.Context) int {
 	if c.api != nil {
 		c.api.Close()
 	}
-	return c.report(cmd, err)
+	return c.report(cmd, interrupted(ctx, err, ""))
 }
+
+// interruptError is an error that already says that it is an interrupt's.
+type interruptError struct{ error }
+
+func (i interruptError) Unwrap() error { return i.error }
+
+// interrupted is how a command ended that may have been cancelled: err says whether there is more to know than that, and
+// outcome, which may be "", what then has become of what it did.
+func interrupted(ctx context.Context, err error, outcome string) error {
+	var exit exitError
+	var already interruptError
+	if err == nil || ctx.Err() == nil || errors.As(err, &exit) || errors.As(err, &already) {
+		return err
+	}
+	// Whoever undid something and failed says so behind the cancellation, on a line of its own.
+	if text := err.Error(); strings.HasSuffix(text, context.Canceled.Error()) || strings.HasSuffix(text, io.ErrUnexpectedEOF.Error()) {
+		return interruptError{errors.New("interrupted" + outcome)}
+	}
+	return interruptError{fmt.Errorf("interrupted: %w", err)}
+}
+
+// undone is the outcome of what the daemon takes back when it is cancelled.
+const undone = "; what was begun is undone"
 
 func (c *CLI) defaults() {
 	if c.Env == nil {

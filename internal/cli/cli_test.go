@@ -323,7 +323,7 @@ func TestInterruptWaitsForTheUndo(t *testing.T) {
 				}
 			}
 			interrupts <- os.Interrupt
-			if got := <-code; got != 1 || !strings.Contains(errs.String(), "interrupted; nothing is left") {
+			if got := <-code; got != 1 || !strings.Contains(errs.String(), "berth: interrupted; what was begun is undone\n") {
 				t.Errorf("exit code = %d; want 1\n%s", got, errs)
 			}
 			if n := b.fake.WasUndone(); n != 1 {
@@ -333,6 +333,27 @@ func TestInterruptWaitsForTheUndo(t *testing.T) {
 				t.Errorf("stdout = %q", out)
 			}
 		})
+	}
+}
+
+func TestInterruptedSaysWhatIsLeft(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	if err := interrupted(ctx, context.Canceled, undone); err != context.Canceled {
+		t.Errorf("without an interrupt: %v", err)
+	}
+	cancel()
+	undo := fmt.Errorf("session %q: %w", "x", errors.Join(context.Canceled, errors.New(`undo "unmount /x": busy`)))
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("session %q: %w", "x", context.Canceled), "interrupted; what was begun is undone"},
+		{undo, "interrupted: session \"x\": context canceled\nundo \"unmount /x\": busy"},
+		{exitError(130), "exit code 130"},
+	} {
+		if got := interrupted(ctx, tt.err, undone).Error(); got != tt.want {
+			t.Errorf("interrupted(%v) = %q; want %q", tt.err, got, tt.want)
+		}
 	}
 }
 

@@ -82,10 +82,7 @@ func (c *CLI) change(ctx context.Context, title string, do func(cl *client.Clien
 	err = do(cl, p.image)
 	stop()
 	p.close()
-	if err != nil && ctx.Err() != nil {
-		return errors.New("interrupted; nothing is left")
-	}
-	return err
+	return interrupted(ctx, err, undone)
 }
 
 func (c *CLI) imageBuild() *cobra.Command {

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -89,10 +88,7 @@ func (c *CLI) up(ctx context.Context, req api.UpRequest, asJSON bool) error {
 	stop()
 	p.close()
 	if err != nil {
-		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-			return errors.New("interrupted; nothing is left")
-		}
-		return err
+		return interrupted(ctx, err, undone)
 	}
 	if asJSON {
 		return c.printJSON(session)
