@@ -69,7 +69,7 @@ func (c *CLI) imageLs() *cobra.Command {
 }
 
 // change runs a change of images with the daemon, which it starts if needed, and shows its progress.
-func (c *CLI) change(ctx context.Context, title string, do func(cl *client.Client, progress func(api.ImageEvent)) error) error {
+func (c *CLI) change(ctx context.Context, title string, do func(cl *client.Client, p *progress) error) error {
 	if err := c.ensureDaemon(ctx); err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func (c *CLI) change(ctx context.Context, title string, do func(cl *client.Clien
 	}
 	p := c.startProgress(title)
 	stop := context.AfterFunc(ctx, func() { p.message("interrupted: taking back what was begun") })
-	err = do(cl, p.image)
+	err = do(cl, p)
 	stop()
 	p.close()
 	return interrupted(ctx, err, undone)
@@ -96,8 +96,8 @@ func (c *CLI) imageBuild() *cobra.Command {
 		ValidArgsFunction: c.completeImage(false, true, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Names = args
-			return c.change(cmd.Context(), "building", func(cl *client.Client, progress func(api.ImageEvent)) error {
-				return cl.Build(cmd.Context(), req, progress)
+			return c.change(cmd.Context(), "building", func(cl *client.Client, p *progress) error {
+				return cl.Build(cmd.Context(), req, p.image)
 			})
 		},
 	}
@@ -117,8 +117,8 @@ func (c *CLI) imagePull() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Ref = args[0]
 			var image orchestrator.Image
-			err := c.change(cmd.Context(), "pulling "+req.Ref, func(cl *client.Client, progress func(api.ImageEvent)) (err error) {
-				image, err = cl.Pull(cmd.Context(), req, progress)
+			err := c.change(cmd.Context(), "pulling "+req.Ref, func(cl *client.Client, p *progress) (err error) {
+				image, err = cl.Pull(cmd.Context(), req, p.image)
 				return err
 			})
 			if err != nil {
@@ -143,8 +143,8 @@ func (c *CLI) imagePush() *cobra.Command {
 		ValidArgsFunction: c.completeImage(true, false, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Ref = args[0]
-			return c.change(cmd.Context(), "pushing "+req.Ref, func(cl *client.Client, progress func(api.ImageEvent)) error {
-				return cl.Push(cmd.Context(), req, progress)
+			return c.change(cmd.Context(), "pushing "+req.Ref, func(cl *client.Client, p *progress) error {
+				return cl.Push(cmd.Context(), req, p.image)
 			})
 		},
 	}
@@ -160,18 +160,21 @@ func (c *CLI) imageImport() *cobra.Command {
 		Example: "  berth image import desktop.tar\n  docker save desktop | berth image import -",
 		Args:    nargs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r := c.Stdin
+			r, total := c.Stdin, int64(0)
 			if args[0] != "-" {
 				f, err := os.Open(args[0])
 				if err != nil {
 					return fmt.Errorf("archive %w", cleanPathError(err))
 				}
 				defer f.Close()
+				if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+					total = info.Size()
+				}
 				r = f
 			}
 			var images []orchestrator.Image
-			err := c.change(cmd.Context(), "importing "+filepath.Base(args[0]), func(cl *client.Client, progress func(api.ImageEvent)) (err error) {
-				images, err = cl.Import(cmd.Context(), r, progress)
+			err := c.change(cmd.Context(), "importing "+filepath.Base(args[0]), func(cl *client.Client, p *progress) (err error) {
+				images, err = cl.Import(cmd.Context(), p.counted(r, total), p.image)
 				return err
 			})
 			if err != nil {
@@ -207,6 +210,9 @@ func (c *CLI) imageExport() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			refs, file := args[:len(args)-1], args[len(args)-1]
+			if _, tty := terminal(c.Stdout); tty && file == "-" {
+				return usagef("an archive on the terminal would only be noise; name a file or send it to a pipe")
+			}
 			cl, err := c.client()
 			if err != nil {
 				return err
@@ -219,10 +225,10 @@ func (c *CLI) imageExport() *cobra.Command {
 			p := c.startProgress("exporting")
 			defer p.close()
 			if file == "-" {
-				_, err := io.Copy(c.Stdout, archive)
+				_, err := io.Copy(c.Stdout, p.counted(archive, 0))
 				return err
 			}
-			return writeStream(file, archive)
+			return writeStream(file, p.counted(archive, 0))
 		},
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -150,6 +151,22 @@ func (p *progress) image(e api.ImageEvent) {
 	}
 }
 
+// counted passes r on and shows how much of total bytes (0 if unknown) was read.
+func (p *progress) counted(r io.Reader, total int64) io.Reader {
+	return readerFunc(func(buf []byte) (int, error) {
+		n, err := r.Read(buf)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.state.sent += int64(n)
+		p.state.total = total
+		return n, err
+	})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
 // shorten cuts a digest to what people compare.
 func shorten(id string) string {
 	if algo, hex, ok := strings.Cut(id, ":"); ok && len(hex) == 64 {
@@ -208,12 +225,18 @@ type meter struct {
 	message    string
 	components map[string]string // name -> state
 	parts      map[string]orchestrator.Progress
+	sent       int64 // bytes of an archive
+	total      int64
 }
 
 // line draws the meter into at most width columns.
 func (m meter) line(width int, since time.Duration) string {
 	out := m.title
 	switch {
+	case m.sent > 0 && m.sent < m.total:
+		out += fmt.Sprintf(" %s %s of %s", bar(float64(m.sent)/float64(m.total)), size(m.sent), size(m.total))
+	case m.sent > 0 && m.total == 0:
+		out += " " + size(m.sent)
 	case len(m.parts) > 0:
 		var done, total int64
 		ended := 0

@@ -128,6 +128,8 @@ func TestMeter(t *testing.T) {
 		{meter{title: "pulling x", parts: map[string]orchestrator.Progress{"a": {ID: "a", Status: "done", Total: 1 << 20}, "b": {ID: "b", Status: "downloading", Done: 1 << 20, Total: 3 << 20}}},
 			"pulling x [##########..........] 2.0 MiB of 4.0 MiB, 1 of 2 parts 2s"},
 		{meter{title: "pulling x", parts: map[string]orchestrator.Progress{"a": {ID: "a", Status: "waiting"}}}, "pulling x 0 of 1 parts 2s"},
+		{meter{title: "importing x", sent: 1 << 20, total: 2 << 20}, "importing x [##########..........] 1.0 MiB of 2.0 MiB 2s"},
+		{meter{title: "exporting", sent: 3 << 20}, "exporting 3.0 MiB 2s"},
 		{meter{title: strings.Repeat("long ", 30)}, strings.Repeat("long ", 30)[:77] + " 2s"},
 	} {
 		if got := tt.m.line(80, 2*1e9); got != tt.want {
