@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -15,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"berth/assets/web"
 	"berth/display/gateway"
 	"berth/internal/cli"
 	"berth/internal/config"
@@ -54,7 +54,7 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 	defer cancel()
 
 	programs, err := private.Start(ctx, private.Options{Layout: l, Containerd: cfg.Engine.Containerd, Snapshotter: cfg.Engine.Snapshotter,
-		BuildkitIdle: cfg.Engine.BuildIdle, Log: log})
+		Runtime: cfg.Engine.Runtime, BuildkitIdle: cfg.Engine.BuildIdle, Log: log})
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,8 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 		defer cancel()
 		err = errors.Join(err, programs.Stop(stop))
 	}()
-	engine, err := containerd.New(ctx, containerd.Options{Layout: l, Socket: programs.Socket(), Snapshotter: programs.Snapshotter(), Log: log})
+	engine, err := containerd.New(ctx, containerd.Options{Layout: l, Socket: programs.Socket(), Snapshotter: programs.Snapshotter(),
+		Runtime: cfg.Engine.Runtime, Log: log})
 	if err != nil {
 		return err
 	}
@@ -84,7 +85,7 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 		VNCHost: cfg.Gateway.VNCHost, VNCBase: cfg.Gateway.VNCPort, AllowedHosts: cfg.Gateway.Hosts,
 		TLS: gateway.TLS{Cert: cfg.Gateway.TLSCert, Key: cfg.Gateway.TLSKey, SelfSigned: cfg.Gateway.TLSSelfSigned,
 			Dir: filepath.Join(l.State, "tls"), Hosts: cfg.Gateway.Hosts}, LoginFile: filepath.Join(l.Run, "logins.json"),
-		Pages: pages(l.Libexec), Log: log}, d)
+		Pages: web.Files(), Log: log}, d)
 	if err != nil {
 		return err
 	}
@@ -113,15 +114,6 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 	notifyReady(log)
 	log.Info("berth serves", "socket", l.APISocket(), "gateway", gw.URL(), "pid", os.Getpid())
 	return g.Wait()
-}
-
-// pages is the built web page beside the engine's programs; nil where it was not built.
-func pages(libexec string) fs.FS {
-	dir := filepath.Join(libexec, "web")
-	if _, err := os.Stat(dir); err != nil {
-		return nil
-	}
-	return os.DirFS(dir)
 }
 
 // notifyReady tells systemd that the daemon serves (sd_notify(3)), where systemd started it.

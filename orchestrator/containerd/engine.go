@@ -50,6 +50,8 @@ type Options struct {
 	Socket string
 	// Snapshotter is "overlayfs" (the default), "btrfs", "native" or any other that containerd has.
 	Snapshotter string
+	// Runtime is the OCI runtime the shim calls; "" means Libexec's runc.
+	Runtime string
 	// Subnet is the IPv4 network that pods with NetworkNAT get addresses from; "" means a free one below 10.128.0.0/9.
 	Subnet string
 	// Log receives warnings, for example of a pod that got no network; nil means slog.Default().
@@ -109,6 +111,9 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	}
 	e := &Engine{client: client, snapshotter: opt.Snapshotter, layout: opt.Layout, log: opt.Log, cgroups: cgroups}
 	e.runcOptions = e.makeRuncOptions()
+	if opt.Runtime != "" {
+		e.runcOptions.BinaryName = opt.Runtime
+	}
 	e.volatile, err = kernelversion.GreaterEqualThan(kernelversion.KernelVersion{Kernel: 5, Major: 10})
 	if err != nil {
 		e.log.Debug("kernel version", "error", err)
