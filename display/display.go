@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"time"
 
+	"berth/display/x11"
 	"berth/orchestrator"
 	"berth/profiles"
 )
@@ -29,10 +30,10 @@ const (
 	VNCSocket  = "${RUNTIME_DIR}/vnc.sock"
 )
 
-// Limits of a screen's size in pixels. X has 16-bit coordinates; desktops do not fit below the smallest.
+// Limits of a screen's size in pixels.
 const (
-	MinWidth, MinHeight = 320, 200
-	MaxWidth, MaxHeight = 16384, 16384
+	MinWidth, MinHeight = x11.MinWidth, x11.MinHeight
+	MaxWidth, MaxHeight = x11.MaxWidth, x11.MaxHeight
 )
 
 // Server is a kind of display server.
@@ -86,6 +87,9 @@ func X11VNC() profiles.Component {
 			"-norc", "-nopw", "-forever", "-shared", "-nobell", "-noipv6", "-no6",
 			"-xrandr", "newfbsize", // tell clients of a new size instead of scaling
 			"-xkb", "-repeat", "-cursor", "arrow", "-nodpms",
+			// Look every 10 ms while things change, and send at once; the defaults take twice as long. While nothing does,
+			// it naps.
+			"-wait", "10", "-defer", "1",
 			"-ncache", "0", "-q",
 		},
 		Ready: []profiles.Probe{{Kind: "vnc"}}, Timeout: 30 * time.Second, Restart: profiles.RestartAlways, Stop: 2 * time.Second,

@@ -162,6 +162,21 @@ func (c *Conn) Close() error {
 // Vendor is the server's name for itself and its release number.
 func (c *Conn) Vendor() (string, uint32) { return c.setup.Vendor, c.setup.ReleaseNumber }
 
+// Extensions lists the server's extensions.
+func (c *Conn) Extensions(ctx context.Context) ([]string, error) {
+	return call(ctx, c, func(x *xgb.Conn) ([]string, error) {
+		r, err := xproto.ListExtensions(x).Reply()
+		if err != nil {
+			return nil, fmt.Errorf("extensions: %w", err)
+		}
+		var names []string
+		for _, n := range r.Names {
+			names = append(names, n.Name)
+		}
+		return names, nil
+	})
+}
+
 // event is called by the codec.
 func (c *Conn) event(ev xgb.Event) {
 	c.mu.Lock()

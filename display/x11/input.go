@@ -3,6 +3,8 @@ package x11
 import (
 	"context"
 	"fmt"
+	"image"
+	"image/color"
 	"time"
 
 	"github.com/BurntSushi/xgb"
@@ -171,4 +173,28 @@ func (c *Conn) Key(ctx context.Context, sym xproto.Keysym, modifiers ...xproto.K
 		}
 		return nil
 	})
+}
+
+// Paint fills a rectangle of the screen with a colour, over all windows, as the tests of what follows the screen do.
+func (c *Conn) Paint(ctx context.Context, r image.Rectangle, col color.RGBA) error {
+	f, err := c.pixels()
+	if err != nil {
+		return err
+	}
+	var pixel uint32
+	for i, v := range []uint8{col.R, col.G, col.B} {
+		pixel |= uint32(v) >> (8 - f.width[i]) << f.shift[i]
+	}
+	_, err = call(ctx, c, func(x *xgb.Conn) (struct{}, error) {
+		root := xproto.Drawable(c.screen.Root)
+		gc := xproto.Gcontext(c.newID())
+		if err := xproto.CreateGCChecked(x, gc, root, xproto.GcForeground|xproto.GcSubwindowMode,
+			[]uint32{pixel, xproto.SubwindowModeIncludeInferiors}).Check(); err != nil {
+			return struct{}{}, fmt.Errorf("paint: %w", err)
+		}
+		defer xproto.FreeGC(x, gc)
+		rect := xproto.Rectangle{X: int16(r.Min.X), Y: int16(r.Min.Y), Width: uint16(r.Dx()), Height: uint16(r.Dy())}
+		return struct{}{}, xproto.PolyFillRectangleChecked(x, root, gc, []xproto.Rectangle{rect}).Check()
+	})
+	return err
 }

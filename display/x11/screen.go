@@ -12,10 +12,11 @@ import (
 	"github.com/BurntSushi/xgb/xproto"
 )
 
-// MinWidth and MinHeight bound what Resize accepts: desktops do not fit below.
+// What Resize accepts, in pixels. Desktops do not fit below; above, servers claim sizes that they then die of (Xvnc's
+// framebuffer ends at 16,384, Xvfb's with the memory).
 const (
-	MinWidth  = 320
-	MinHeight = 200
+	MinWidth, MinHeight = 320, 200
+	MaxWidth, MaxHeight = 8192, 8192
 )
 
 // ErrSize is returned by Resize for a size that the server cannot have.
@@ -55,10 +56,13 @@ func (c *Conn) Size(ctx context.Context) (Size, error) {
 }
 
 // Resize gives the screen a size in pixels, through RandR 1.2, and its physical size such that the resolution is dpi.
-// Any size from MinWidth x MinHeight up to the server's largest will do, odd ones included. Clients see one change.
+// Any size from MinWidth x MinHeight up to MaxWidth x MaxHeight or the server's largest will do, odd ones included. Clients see one change.
 func (c *Conn) Resize(ctx context.Context, width, height, dpi int) error {
 	if width < MinWidth || height < MinHeight {
 		return fmt.Errorf("%w: %dx%d is smaller than %dx%d", ErrSize, width, height, MinWidth, MinHeight)
+	}
+	if width > MaxWidth || height > MaxHeight {
+		return fmt.Errorf("%w: %dx%d is larger than %dx%d", ErrSize, width, height, MaxWidth, MaxHeight)
 	}
 	if dpi <= 0 {
 		return fmt.Errorf("%w: resolution of %d dpi", ErrSize, dpi)

@@ -120,7 +120,7 @@ func (w *Watcher) event(ev xgb.Event) {
 	switch e := ev.(type) {
 	case xproto.PropertyNotifyEvent:
 		a := e.Atom
-		if a != w.c.atom(atomCheck) && a != w.c.atom(atomType) && a != w.c.atom(atomClientList) {
+		if a != w.c.atom(atomCheck) && a != w.c.atom(atomType) && a != w.c.atom(atomClientList) && a != xproto.AtomWmClass {
 			return
 		}
 	case xproto.CreateNotifyEvent, xproto.MapNotifyEvent, xproto.UnmapNotifyEvent, xproto.DestroyNotifyEvent, xproto.ReparentNotifyEvent:
@@ -218,5 +218,16 @@ func (w *Watcher) Wait(ctx context.Context, cond Condition) error {
 		case <-ctx.Done():
 			return fmt.Errorf("waited for %s; %s (%w)", cond.name, saw, ctx.Err())
 		}
+	}
+}
+
+// Mapped holds when a window of the given class (WM_CLASS) is on the screen.
+func Mapped(class string) Condition {
+	return Condition{
+		name: "a mapped window of class " + class,
+		holds: func(s screenState) bool {
+			return slices.ContainsFunc(s.windows, func(w Window) bool { return w.Mapped && w.Class == class })
+		},
+		saw: func(s screenState) string { return summary(s) + ", none of class " + class },
 	}
 }

@@ -145,13 +145,13 @@ func (c *Conn) look(x *xgb.Conn, ids []xproto.Window, clients, watch map[xproto.
 		}
 		a := &asks[i]
 		a.attr, a.geom = xproto.GetWindowAttributes(x, w), xproto.GetGeometry(x, xproto.Drawable(w))
-		a.types = property(x, w, c.atom(atomType))
+		a.types, a.class = property(x, w, c.atom(atomType)), property(x, w, xproto.AtomWmClass)
 		if depth > 0 {
 			a.tree = xproto.QueryTree(x, w)
 		}
 		if detail {
 			a.name, a.wname = property(x, w, c.atom(atomName)), property(x, w, xproto.AtomWmName)
-			a.pid, a.class = property(x, w, c.atom(atomPID)), property(x, w, xproto.AtomWmClass)
+			a.pid = property(x, w, c.atom(atomPID))
 			a.origin = xproto.TranslateCoordinates(x, w, c.screen.Root, 0, 0)
 		}
 	}
@@ -166,6 +166,9 @@ func (c *Conn) look(x *xgb.Conn, ids []xproto.Window, clients, watch map[xproto.
 				w.Types = append(w.Types, n)
 			}
 		}
+		if p := strings.Split(text(a.class.Reply()), "\x00"); len(p) >= 2 {
+			w.Instance, w.Class = p[0], p[1]
+		}
 		if depth > 0 {
 			if t, err := a.tree.Reply(); err == nil {
 				below = append(below, t.Children...)
@@ -178,9 +181,6 @@ func (c *Conn) look(x *xgb.Conn, ids []xproto.Window, clients, watch map[xproto.
 			}
 			if v := words(a.pid.Reply()); len(v) == 1 {
 				w.PID = int(v[0])
-			}
-			if p := strings.Split(text(a.class.Reply()), "\x00"); len(p) >= 2 {
-				w.Instance, w.Class = p[0], p[1]
 			}
 			if o, err := a.origin.Reply(); err == nil && gerr == nil {
 				w.Bounds = image.Rect(0, 0, int(geom.Width), int(geom.Height)).Add(image.Pt(int(o.DstX), int(o.DstY)))

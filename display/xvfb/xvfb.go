@@ -10,8 +10,8 @@ import (
 )
 
 // Largest screen that a session can be resized to. Xvfb can shrink its screen but never grow it beyond what it was
-// started with, and touches all of it then: 4 bytes for each pixel, here 33 MB. A profile that asks for more gets it.
-const maxWidth, maxHeight = 3840, 2160
+// started with, and touches all of it then: 4 bytes for each pixel, here 16 MB. A profile that asks for more gets it.
+const maxWidth, maxHeight = 2560, 1600
 
 // Driver is the display.Server called "xvfb".
 type Driver struct{}
