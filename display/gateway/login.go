@@ -143,19 +143,17 @@ func (l *logins) end(cookie string) (id string, err error) {
 	return id, l.save()
 }
 
-// forgetSession removes a session from every login, and logins that are left with nothing.
+// forgetSession removes a session from every login. One that is left with nothing stays until it expires: its pages are
+// then told that the session has ended, not to log in.
 func (l *logins) forgetSession(session string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	changed := false
-	for id, e := range l.all {
+	for _, e := range l.all {
 		if !e.Sessions[session] {
 			continue
 		}
 		delete(e.Sessions, session)
-		if len(e.Sessions) == 0 && !e.Admin {
-			delete(l.all, id)
-		}
 		changed = true
 	}
 	if !changed {

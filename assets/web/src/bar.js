@@ -18,6 +18,7 @@ export class Bar {
 
         let timer;
         addEventListener('pointermove', (event) => {
+            this.pointer = event.pointerType === 'mouse' ? event : null;
             if (event.pointerType !== 'mouse') {
                 return;
             }
@@ -73,12 +74,17 @@ export class Bar {
         this.timer = setTimeout(() => {
             // A button that was clicked keeps the focus, which is no reason to stay; one reached by keyboard is.
             const focused = this.bar.querySelector(':focus-visible');
-            if (!this.current && !focused && !this.bar.matches(':hover')) {
+            if (!this.current && !focused && !this.hovered()) {
                 this.hide();
             } else {
                 this.hideSoon();
             }
         }, hideAfter);
+    }
+
+    // hovered tells whether the pointer is over the bar, also when it was the bar that moved.
+    hovered() {
+        return this.pointer && this.bar.contains(document.elementFromPoint(this.pointer.clientX, this.pointer.clientY));
     }
 
     hide() {

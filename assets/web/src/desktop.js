@@ -27,14 +27,14 @@ const modifiers = [
 ];
 const code = Object.fromEntries(modifiers.map(([label, keysym, code]) => [label, [keysym, code]]));
 const combos = [
-    ['Ctrl + Alt + Del', [code.Ctrl, code.Alt, [KeyTable.XK_Delete, 'Delete']]],
+    ['Ctrl+Alt+Del', [code.Ctrl, code.Alt, [KeyTable.XK_Delete, 'Delete']]],
     ['Super', [code.Super]],
-    ['Alt + Tab', [code.Alt, [KeyTable.XK_Tab, 'Tab']]],
-    ['Alt + F4', [code.Alt, [KeyTable.XK_F4, 'F4']]],
+    ['Alt+Tab', [code.Alt, [KeyTable.XK_Tab, 'Tab']]],
+    ['Alt+F4', [code.Alt, [KeyTable.XK_F4, 'F4']]],
     ['Esc', [[KeyTable.XK_Escape, 'Escape']]],
     ['Tab', [[KeyTable.XK_Tab, 'Tab']]],
     ['Print', [[KeyTable.XK_Print, 'PrintScreen']]],
-    ['Ctrl + C', [code.Ctrl, [0x63, 'KeyC']]],
+    ['Ctrl+C', [code.Ctrl, [0x63, 'KeyC']]],
 ];
 
 for (const [label, keys] of combos) {
@@ -164,7 +164,7 @@ const say = {
     }),
     ended: ({ wasShown }) => veil({
         title: wasShown ? 'The session has ended' : 'No such session',
-        text: wasShown ? `“${name}” is not running any more. If it is started again, it appears here.`
+        text: wasShown ? `“${name}” is not running any more.`
             : `There is no session “${name}”, or it is not among those you may see.`,
     }),
     login: () => {
@@ -196,6 +196,7 @@ connection.addEventListener('state', ({ detail }) => {
     canvas.setAttribute('aria-label', `Desktop ${name}`);
     $('veil').hidden = true;
     $('still').hidden = true;
+    bar.bar.hidden = false; // before there is a desktop, it would have nothing to act on
     if (!bar.bar.contains(document.activeElement)) {
         connection.rfb.focus({ preventScroll: true });
     }
