@@ -81,7 +81,7 @@ func readArchive(ctx context.Context, r io.Reader, blobs blobStore) ([]archived,
 	}
 	// What follows the end of the tar is padding, but the compressor's checksum follows it.
 	if _, err := io.Copy(io.Discard, plain); err != nil {
-		return nil, badArchive("damaged: %w", err)
+		return nil, archiveReadError("", err)
 	}
 	switch {
 	case a.oci != nil:
@@ -92,9 +92,11 @@ func readArchive(ctx context.Context, r io.Reader, blobs blobStore) ([]archived,
 	return nil, badArchive("neither an OCI layout (oci-layout, index.json) nor made by docker save (manifest.json)")
 }
 
-// decompress looks at the first bytes: gzip (RFC 1952), zstd (RFC 8878) or neither.
+// decompress looks at the first bytes: gzip (RFC 1952), zstd (RFC 8878) or neither. What a decompressor finds wrong with
+// its input is ErrInvalid; errors of r pass.
 func decompress(r io.Reader) (io.Reader, func(), error) {
-	br := bufio.NewReaderSize(r, 1<<16)
+	src := &source{r: r}
+	br := bufio.NewReaderSize(src, 1<<16)
 	magic, err := br.Peek(4)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, nil, fmt.Errorf("archive: read: %w", err)
@@ -103,17 +105,53 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
 		z, err := gzip.NewReader(br)
 		if err != nil {
-			return nil, nil, badArchive("gzip: %w", err)
+			return nil, nil, src.blame(err)
 		}
-		return z, func() { z.Close() }, nil
+		return &unpacker{z, src}, func() { z.Close() }, nil
 	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		z, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderConcurrency(1))
 		if err != nil {
-			return nil, nil, badArchive("zstd: %w", err)
+			return nil, nil, src.blame(err)
 		}
-		return z, z.Close, nil
+		return &unpacker{z, src}, z.Close, nil
 	}
 	return br, func() {}, nil
+}
+
+// source remembers the error of a reader, to tell it from what a decompressor makes of its bytes.
+type source struct {
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
+	}
+	return n, err
+}
+
+// blame returns the source's own error, if there was one, or else says that the bytes are wrong.
+func (s *source) blame(err error) error {
+	if s.err != nil {
+		return fmt.Errorf("archive: read: %w", s.err)
+	}
+	return badArchive("damaged: %w", err)
+}
+
+// unpacker is a decompressor.
+type unpacker struct {
+	r   io.Reader
+	src *source
+}
+
+func (u *unpacker) Read(p []byte) (int, error) {
+	n, err := u.r.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // io.Reader's contract is the bare value
+		err = u.src.blame(err)
+	}
+	return n, err
 }
 
 // layout is an archive that has been read.
@@ -146,6 +184,11 @@ func (a *layout) read(ctx context.Context, r io.Reader) error {
 		}
 		if n >= maxArchiveEntries {
 			return badArchive("more than %d files", maxArchiveEntries)
+		}
+		for k := range hdr.PAXRecords {
+			if strings.HasPrefix(k, "GNU.sparse.") { // a hole costs the archive nothing and the disk its size
+				return badArchive("file %q is sparse", hdr.Name)
+			}
 		}
 		name := path.Clean(strings.TrimPrefix(hdr.Name, "/"))
 		switch hdr.Typeflag {
@@ -209,8 +252,7 @@ func archiveReadError(name string, err error) error {
 		return err
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return badArchive("%struncated: %w", at, err)
-	case errors.Is(err, tar.ErrHeader), errors.Is(err, tar.ErrFieldTooLong), errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader),
-		isCorrupt(err):
+	case strings.HasPrefix(err.Error(), "archive/tar:"): // not all of them are exported
 		return badArchive("%sdamaged: %w", at, err)
 	}
 	return fmt.Errorf("archive: %s%w", at, err)
@@ -534,21 +576,6 @@ func (a *layout) file(name string) (ocispec.Descriptor, error) {
 		at = next
 	}
 	return ocispec.Descriptor{}, badArchive("file %q is missing", name)
-}
-
-// isCorrupt tells decompressors' errors about their input from a reader's own.
-func isCorrupt(err error) bool {
-	for _, e := range []error{
-		zstd.ErrCRCMismatch, zstd.ErrDecoderSizeExceeded, zstd.ErrMagicMismatch, zstd.ErrWindowSizeExceeded, zstd.ErrFrameSizeExceeded,
-		zstd.ErrFrameSizeMismatch, zstd.ErrReservedBlockType, zstd.ErrBlockTooSmall, zstd.ErrCompressedSizeTooBig,
-		zstd.ErrUnexpectedBlockSize, zstd.ErrWindowSizeTooSmall, zstd.ErrUnknownDictionary,
-	} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	s := err.Error()
-	return strings.HasPrefix(s, "flate:") || strings.HasPrefix(s, "gzip:") || strings.HasPrefix(s, "archive/tar:")
 }
 
 // Import implements orchestrator.Images.

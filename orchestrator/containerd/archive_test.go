@@ -219,6 +219,17 @@ func TestReadArchiveDamaged(t *testing.T) {
 		b[len(b)/2] ^= 1
 		return string(b)
 	}
+	// In the PAX 1.0 format for sparse files, the file's data begins with its map: here of no data in an exabyte.
+	var sb bytes.Buffer
+	sw := tar.NewWriter(&sb)
+	if err := sw.WriteHeader(&tar.Header{Name: "x", Typeflag: tar.TypeReg, Size: 512, Format: tar.FormatPAX}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sw.Write(append([]byte("0\n"), make([]byte, 510)...)); err != nil {
+		t.Fatal(err)
+	}
+	records := map[string]string{"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1152921504606846976", "GNU.sparse.name": "x"}
+	sparse := withPAX(t, sb.Bytes(), records)
 	cases := map[string][]byte{
 		"empty":          nil,
 		"not_a_tar":      []byte(strings.Repeat("this is no archive ", 100)),
@@ -235,6 +246,7 @@ func TestReadArchiveDamaged(t *testing.T) {
 		"huge_index": makeTar(t, []file{oci[0], {name: "index.json", data: strings.Repeat(" ", maxArchiveJSON+1)}}),
 		"bad_blob_name": makeTar(t, append([]file{{name: "blobs/sha256/../../../etc/passwd-sha256", data: "x"}, {name: "blobs/sha256/zz", data: "x"}},
 			oci...)),
+		"sparse":        sparse,
 		"bad_reference": makeTar(t, ociFiles(t, map[string]string{ocispec.AnnotationRefName: "../../../ETC"})),
 		"docker_wrong_diff_id": makeTar(t, replace(docker, func(i int, f *file) {
 			if i == 0 {
@@ -357,4 +369,38 @@ func FuzzArchiveJSON(f *testing.F) {
 			t.Errorf("class of %v", err)
 		}
 	})
+}
+
+// withPAX puts an extended header before a tar's first file, which archive/tar itself refuses to write for these keys.
+func withPAX(t testing.TB, file []byte, records map[string]string) []byte {
+	t.Helper()
+	var body strings.Builder
+	for k, v := range records {
+		rest := " " + k + "=" + v + "\n"
+		n := len(rest) + 1
+		for len(fmt.Sprint(n))+len(rest) != n {
+			n++
+		}
+		fmt.Fprintf(&body, "%d%s", n, rest)
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: "pax", Typeflag: tar.TypeReg, Size: int64(body.Len()), Format: tar.FormatUSTAR}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(w, body.String()); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	out := b.Bytes()
+	out[156] = 'x' // typeflag: extended header of the next file (POSIX.1-2001 pax)
+	var sum int64
+	copy(out[148:156], "        ")
+	for _, c := range out[:512] {
+		sum += int64(c)
+	}
+	copy(out[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	return append(out, file...)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -22,15 +23,17 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/docker/cli/cli/config"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
 )
 
 // Pull implements orchestrator.Images.
 func (s *images) Pull(ctx context.Context, ref string, opt orchestrator.TransferOptions) (orchestrator.Image, error) {
-	ctx = withNamespace(ctx)
+	ctx = quiet(withNamespace(ctx))
 	ctx, done, err := s.lease(ctx)
 	if err != nil {
 		return orchestrator.Image{}, err
@@ -73,7 +76,7 @@ func (s *images) Pull(ctx context.Context, ref string, opt orchestrator.Transfer
 
 // Push implements orchestrator.Images.
 func (s *images) Push(ctx context.Context, ref string, opt orchestrator.TransferOptions) error {
-	ctx = withNamespace(ctx)
+	ctx = quiet(withNamespace(ctx))
 	r, err := s.client.ImageService().Get(ctx, ref)
 	if err != nil {
 		return imageError(ref, "", err)
@@ -106,6 +109,13 @@ func (s *images) Push(ctx context.Context, ref string, opt orchestrator.Transfer
 		return registryError(ref, "push", err)
 	}
 	return nil
+}
+
+// quiet keeps containerd's client from logging what it returns as an error anyway.
+func quiet(ctx context.Context) context.Context {
+	l := logrus.New()
+	l.SetOutput(io.Discard)
+	return log.WithLogger(ctx, logrus.NewEntry(l))
 }
 
 // complete returns what of an image can be sent whole: its target if all of its platforms are here, else the manifest
