@@ -141,11 +141,13 @@ func (h *cgroupHost) enable(controller, p string) error {
 	return nil
 }
 
+// cgroupPatience is how long a killed process may take to leave its cgroup on a loaded host.
+const cgroupPatience = 30 * time.Second
+
 // remove removes the cgroup p with those below, and its parent if that is empty then. The kernel refuses while a process
 // is dying in it, so it is asked again for a while.
 func (h *cgroupHost) remove(p string) error {
-	const patience = 10 * time.Second
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(cgroupPatience)
 	for _, root := range h.roots {
 		dir := filepath.Join(root, p)
 		for {
@@ -219,10 +221,14 @@ func (h *cgroupHost) kill(p string) error {
 	}
 	// A process may fork while the list is read, so it is read until nothing is left.
 	dir := filepath.Join(h.anyRoot("pids", "memory", "cpu"), p)
-	for range 100 {
+	deadline := time.Now().Add(cgroupPatience)
+	for {
 		pids, err := procs(dir)
 		if err != nil || len(pids) == 0 {
 			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("cgroup %q: processes %v outlive SIGKILL", p, pids)
 		}
 		for _, pid := range pids {
 			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
@@ -231,7 +237,6 @@ func (h *cgroupHost) kill(p string) error {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	return fmt.Errorf("cgroup %q: processes outlive SIGKILL", p)
 }
 
 // anyRoot returns the first of the controllers' hierarchies that exists.

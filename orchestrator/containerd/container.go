@@ -57,7 +57,7 @@ func (e *Engine) CreateContainer(ctx context.Context, pod string, spec orchestra
 		return containerErr(pod, spec.Name, err)
 	}
 	defer unlock()
-	return containerErr(pod, spec.Name, cancelled(ctx, e.createContainer(withNamespace(ctx), pod, spec)))
+	return containerErr(pod, spec.Name, cancelled(ctx, e.createContainer(ctx, pod, spec)))
 }
 
 func checkContainer(pod string, spec orchestrator.ContainerSpec) error {
@@ -91,7 +91,12 @@ func checkContainer(pod string, spec orchestrator.ContainerSpec) error {
 	return nil
 }
 
-func (e *Engine) createContainer(ctx context.Context, pod string, spec orchestrator.ContainerSpec) (err error) {
+func (e *Engine) createContainer(caller context.Context, pod string, spec orchestrator.ContainerSpec) (err error) {
+	if err := caller.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := detached(caller)
+	defer cancel()
 	ns, err := e.namespaces(ctx, pod)
 	if err != nil {
 		return err
@@ -134,7 +139,13 @@ func (e *Engine) createContainer(ctx context.Context, pod string, spec orchestra
 		e.removeFiles(pod, spec.Name)
 		return e.removeContainer(ctx, id, e.snapshotter, id)
 	})
+	if err := caller.Err(); err != nil {
+		return err
+	}
 	if err := e.prepare(ctx, pod, spec.Name, record); err != nil {
+		return err
+	}
+	if err := caller.Err(); err != nil {
 		return err
 	}
 	undo.Disarm()
@@ -220,12 +231,20 @@ func (e *Engine) StartContainer(ctx context.Context, pod, name string) (int, err
 		return 0, containerErr(pod, name, err)
 	}
 	defer unlock()
-	pid, err := e.startContainer(withNamespace(ctx), pod, name)
-	return pid, containerErr(pod, name, cancelled(ctx, err))
+	if err := ctx.Err(); err != nil {
+		return 0, containerErr(pod, name, err)
+	}
+	dctx, cancel := detached(ctx)
+	defer cancel()
+	pid, err := e.startContainer(dctx, pod, name)
+	return pid, containerErr(pod, name, err)
 }
 
 func (e *Engine) startContainer(ctx context.Context, pod, name string) (int, error) {
-	id := containerID(pod, name)
+	id, err := lookupID(pod, name)
+	if err != nil {
+		return 0, err
+	}
 	start := func() (int, error) {
 		// Before the program runs: its exit may be recorded at any moment after.
 		e.markStarted(pod, name)
@@ -299,7 +318,10 @@ func readRecord(c containers.Container) (containerRecord, error) {
 // SignalContainer implements orchestrator.Engine.
 func (e *Engine) SignalContainer(ctx context.Context, pod, name string, sig int) error {
 	ctx = withNamespace(ctx)
-	id := containerID(pod, name)
+	id, err := lookupID(pod, name)
+	if err != nil {
+		return containerErr(pod, name, err)
+	}
 	_, t, err := e.recordAndTask(ctx, id)
 	if err != nil {
 		return containerErr(pod, name, err)
@@ -325,7 +347,10 @@ func (e *Engine) StopContainer(ctx context.Context, pod, name string, grace time
 }
 
 func (e *Engine) stopContainer(ctx context.Context, pod, name string, grace time.Duration) error {
-	id := containerID(pod, name)
+	id, err := lookupID(pod, name)
+	if err != nil {
+		return err
+	}
 	c, t, err := e.recordAndTask(ctx, id)
 	if err != nil {
 		return err
@@ -372,7 +397,7 @@ func (e *Engine) waitTask(ctx context.Context, id string, patience time.Duration
 		return true, nil
 	case ctx.Err() != nil:
 		return false, ctx.Err()
-	case wctx.Err() != nil:
+	case wctx.Err() != nil, patience > 0 && errdefs.IsDeadlineExceeded(err):
 		return false, nil
 	}
 	return false, fmt.Errorf("wait for exit: %w", err)
@@ -380,16 +405,20 @@ func (e *Engine) waitTask(ctx context.Context, id string, patience time.Duration
 
 // RemoveContainer implements orchestrator.Engine.
 func (e *Engine) RemoveContainer(ctx context.Context, pod, name string) error {
+	id, err := lookupID(pod, name)
+	if err != nil {
+		return nil
+	}
 	unlock, err := e.locks.container(ctx, pod, name)
 	if err != nil {
 		return containerErr(pod, name, err)
 	}
 	defer unlock()
-	ctx = withNamespace(ctx)
-	id := containerID(pod, name)
+	ctx, cancel := detached(ctx)
+	defer cancel()
 	e.created.take(id)
 	c, err := e.client.ContainerService().Get(ctx, id)
-	if errdefs.IsNotFound(err) || checkName("container", name) != nil {
+	if errdefs.IsNotFound(err) {
 		return nil
 	}
 	if err == nil {
@@ -398,12 +427,16 @@ func (e *Engine) RemoveContainer(ctx context.Context, pod, name string) error {
 	if err == nil {
 		e.removeFiles(pod, name)
 	}
-	return containerErr(pod, name, cancelled(ctx, err))
+	return containerErr(pod, name, err)
 }
 
 // Container implements orchestrator.Engine.
 func (e *Engine) Container(ctx context.Context, pod, name string) (orchestrator.ContainerStatus, error) {
-	c, t, err := e.recordAndTask(withNamespace(ctx), containerID(pod, name))
+	id, err := lookupID(pod, name)
+	if err != nil {
+		return orchestrator.ContainerStatus{}, containerErr(pod, name, err)
+	}
+	c, t, err := e.recordAndTask(withNamespace(ctx), id)
 	if err != nil {
 		return orchestrator.ContainerStatus{}, containerErr(pod, name, err)
 	}
@@ -481,6 +514,9 @@ func (e *Engine) containerStatus(c containers.Container, t *tasktypes.Process) o
 		s.ExitCode, s.FinishedAt = e.exitRecord(pod, name)
 	case t.Status == tasktypes.Status_STOPPED:
 		s.State, s.ExitCode, s.FinishedAt = orchestrator.StateExited, int(t.ExitStatus), t.ExitedAt.AsTime()
+		if _, at := e.exitRecord(pod, name); at.IsZero() {
+			e.recordExit(pod, name, s.ExitCode, s.FinishedAt) // before containerd forgets it
+		}
 	default:
 		s.State, s.PID = orchestrator.StateRunning, int(t.Pid)
 	}

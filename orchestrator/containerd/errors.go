@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"time"
 
 	"berth/orchestrator"
 
@@ -89,12 +90,30 @@ func containerID(pod, name string) string {
 	return pod + "." + name
 }
 
+// lookupID is containerID for a container that is to exist already, which one of an impossible name does not.
+func lookupID(pod, name string) (string, error) {
+	if !names.MatchString(pod) || !names.MatchString(name) {
+		return "", orchestrator.ErrNotFound
+	}
+	return containerID(pod, name), nil
+}
+
 // splitID undoes containerID.
 func splitID(id string) (pod, name string) {
 	pod, name, _ = strings.Cut(id, ".")
 	return pod, name
 }
 
+// stepsTimeout ends the steps of a change to the host when containerd hangs.
+const stepsTimeout = 5 * time.Minute
+
+// detached returns a context for the steps of a change to the host, in which the caller's cancellation does not interrupt a
+// step half-way: containerd would kill the shim's start and leave its socket. The caller looks at its own between steps.
+func detached(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(withNamespace(ctx)), stepsTimeout)
+}
+
+// cancelled makes the cancellation of ctx the reason of err, if it is.
 func cancelled(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", ctx.Err(), err)

@@ -119,7 +119,7 @@ func (e *Engine) Events(ctx context.Context) (<-chan orchestrator.Event, error) 
 const markerTopic = "/berth/marker"
 
 var eventFilters = []string{
-	`namespace==` + Namespace + `,topic~="^/tasks/(start|exit|oom)$"`,
+	`namespace==` + Namespace + `,topic~="^/tasks/(start|exit|delete|oom)$"`,
 	`namespace==` + Namespace + `,topic=="` + markerTopic + `"`,
 }
 
@@ -220,7 +220,7 @@ func (w *watcher) sync(ctx context.Context, first bool) error {
 		t := now[id]
 		switch {
 		case t == nil:
-			w.exited(id, pid, unknownExit, time.Now())
+			w.vanished(ctx, id, pid)
 		case t.Status == tasktypes.Status_STOPPED, t.Status == tasktypes.Status_CREATED:
 			w.exited(id, pid, int(t.ExitStatus), t.ExitedAt.AsTime())
 		}
@@ -240,6 +240,24 @@ func (w *watcher) sync(ctx context.Context, first bool) error {
 	return nil
 }
 
+// lateEvent is how long the shim may take to deliver an exit to a containerd that has just been started.
+const lateEvent = 2 * time.Second
+
+// vanished reports the exit of a container whose task a restarted containerd has cleaned away. How it ended is in our own
+// record, or the shim still tells, or nobody knows.
+func (w *watcher) vanished(ctx context.Context, id string, pid int) {
+	pod, name := splitID(id)
+	if code, at := w.e.exitRecord(pod, name); name != "" && !at.IsZero() {
+		w.exited(id, pid, code, at)
+		return
+	}
+	time.AfterFunc(lateEvent, func() {
+		if ctx.Err() == nil {
+			w.exited(id, pid, unknownExit, time.Now()) // no event if the real one has come
+		}
+	})
+}
+
 func (w *watcher) handle(env *events.Envelope) {
 	v, err := typeurl.UnmarshalAny(env.Event)
 	if err != nil {
@@ -253,6 +271,9 @@ func (w *watcher) handle(env *events.Envelope) {
 		if ev.ID == ev.ContainerID { // else of an exec
 			w.exited(ev.ContainerID, int(ev.Pid), int(ev.ExitStatus), ev.ExitedAt.AsTime())
 		}
+	case *apievents.TaskDelete:
+		// After a restart of containerd it may be all that is told of an exit.
+		w.exited(ev.ContainerID, int(ev.Pid), int(ev.ExitStatus), ev.ExitedAt.AsTime())
 	case *apievents.TaskOOM:
 		pod, name := splitID(ev.ContainerID)
 		w.send(orchestrator.Event{Time: env.Timestamp, Type: orchestrator.EventOOM, Pod: pod, Container: name})

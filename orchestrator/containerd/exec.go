@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,7 +33,11 @@ func (e *Engine) Exec(ctx context.Context, pod, name string, spec orchestrator.E
 	if len(spec.Command) == 0 {
 		return 0, containerErr(pod, name, fmt.Errorf("exec: command: %w: empty", orchestrator.ErrInvalid))
 	}
-	code, err := e.exec(withNamespace(ctx), containerID(pod, name), spec)
+	id, err := lookupID(pod, name)
+	if err != nil {
+		return 0, containerErr(pod, name, err)
+	}
+	code, err := e.exec(withNamespace(ctx), id, spec)
 	return code, containerErr(pod, name, cancelled(ctx, err))
 }
 
@@ -68,6 +74,15 @@ func (e *Engine) exec(ctx context.Context, id string, spec orchestrator.ExecSpec
 	}
 	proc := execProcess(oci.Process, spec)
 
+	if spec.Stdin != nil || spec.Stdout != nil || spec.Stderr != nil {
+		// The shim wants both outputs or no stream at all.
+		spec.Stdout, spec.Stderr = orDiscard(spec.Stdout), orDiscard(spec.Stderr)
+	}
+	var input *endNotifier
+	if spec.Stdin != nil && !spec.TTY { // the shim would hang the terminal up
+		input = &endNotifier{r: spec.Stdin, end: make(chan struct{})}
+		spec.Stdin = input
+	}
 	opts := []cio.Opt{cio.WithStreams(spec.Stdin, spec.Stdout, spec.Stderr), cio.WithFIFODir(filepath.Join(e.layout.Run, "fifo"))}
 	if spec.TTY {
 		opts = append(opts, cio.WithTerminal)
@@ -91,11 +106,9 @@ func (e *Engine) exec(ctx context.Context, id string, spec orchestrator.ExecSpec
 	if err := p.Start(ctx); err != nil {
 		return 0, commandErr(err, spec.Command[0], record.Image)
 	}
-	if spec.Stdin == nil {
-		// Nobody will write; a program that reads sees the end.
-		if err := p.CloseIO(bg, containerd.WithStdinCloser); err != nil && !errdefs.IsNotFound(err) {
-			e.log.Debug("close the input of an exec", "error", err)
-		}
+	var inputEnd chan struct{}
+	if input != nil {
+		inputEnd = input.end
 	}
 	resize := spec.Resize
 	for {
@@ -115,6 +128,12 @@ func (e *Engine) exec(ctx context.Context, id string, spec orchestrator.ExecSpec
 			if err := p.Resize(bg, uint32(size.Cols), uint32(size.Rows)); err != nil && !errdefs.IsNotFound(err) {
 				e.log.Debug("resize a terminal", "error", err)
 			}
+		case <-inputEnd:
+			inputEnd = nil
+			// The shim holds the pipe open for whoever comes next, until it is told that nobody will.
+			if err := p.CloseIO(bg, containerd.WithStdinCloser); err != nil && !errdefs.IsNotFound(err) {
+				e.log.Debug("close the input of an exec", "error", err)
+			}
 		case <-ctx.Done():
 			if err := p.Kill(bg, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 				return 0, err
@@ -125,9 +144,31 @@ func (e *Engine) exec(ctx context.Context, id string, spec orchestrator.ExecSpec
 	}
 }
 
-func waitIO(io cio.IO) {
+// endNotifier closes end when the reader has ended.
+type endNotifier struct {
+	r    io.Reader
+	end  chan struct{}
+	once sync.Once
+}
+
+func (n *endNotifier) Read(p []byte) (int, error) {
+	k, err := n.r.Read(p)
+	if err != nil {
+		n.once.Do(func() { close(n.end) })
+	}
+	return k, err
+}
+
+func orDiscard(w io.Writer) io.Writer {
+	if w == nil {
+		return io.Discard
+	}
+	return w
+}
+
+func waitIO(streams cio.IO) {
 	done := make(chan struct{})
-	go func() { io.Wait(); close(done) }()
+	go func() { streams.Wait(); close(done) }()
 	select {
 	case <-done:
 	case <-time.After(drain):

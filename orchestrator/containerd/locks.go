@@ -33,7 +33,7 @@ func (t *lockTable) container(ctx context.Context, pod, name string) (unlock fun
 	if err != nil {
 		return nil, err
 	}
-	unlockContainer, err := t.acquire(ctx, containerID(pod, name), exclusive)
+	unlockContainer, err := t.acquire(ctx, pod+"."+name, exclusive)
 	if err != nil {
 		unlockPod()
 		return nil, err

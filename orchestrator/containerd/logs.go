@@ -29,10 +29,11 @@ const (
 
 // Logs implements orchestrator.Engine.
 func (e *Engine) Logs(ctx context.Context, pod, name string, tail int, follow bool) (io.ReadCloser, error) {
-	if err := errors.Join(checkName("pod", pod), checkName("container", name)); err != nil {
-		return nil, err
+	id, err := lookupID(pod, name)
+	if err != nil {
+		return nil, containerErr(pod, name, err)
 	}
-	if _, err := e.client.ContainerService().Get(withNamespace(ctx), containerID(pod, name)); err != nil {
+	if _, err := e.client.ContainerService().Get(withNamespace(ctx), id); err != nil {
 		return nil, containerErr(pod, name, err)
 	}
 	path := e.logFile(pod, name)
@@ -136,7 +137,8 @@ func (r *logReader) seek(tail int) error {
 		return err
 	}
 	if tail == 0 {
-		return nil
+		_, err = r.f.Seek(end, io.SeekStart)
+		return err
 	}
 	// Backwards, a block at a time, until the newline before the first wanted line; one at the very end counts for no line.
 	const block = 64 << 10

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -22,7 +21,11 @@ import (
 )
 
 // network connects pods through CNI plugins (https://www.cni.dev/docs/spec/): a veth pair with the plugin ptp, an address
-// from the instance's subnet with host-local, masqueraded behind the host's. The runtime brings up loopback itself.
+// from the instance's subnet with host-local. The runtime brings up loopback itself.
+//
+// One rule masquerades the whole subnet; it comes with the first pod and goes with the last. (The plugin's own
+// masquerading adds a rule per pod, and leaves it for good when the pod's namespace ends before the plugin is asked to
+// remove it, which is what the death of an anchor is.)
 //
 // Nothing waits for it: it takes longer than a display server needs to start, and most of a desktop never asks for it.
 type network struct {
@@ -30,7 +33,9 @@ type network struct {
 	subnet string // as configured
 	cni    *libcni.CNIConfig
 	conf   sync.Mutex
-	list   *libcni.NetworkConfigList // guarded by conf
+	list   *libcni.NetworkConfigList // guarded by conf, like all up to mu
+	masq   *masquerade
+	joins  int // pods being connected
 
 	mu   sync.Mutex
 	jobs map[string]*netJob // by pod
@@ -91,10 +96,15 @@ func (n *network) wait(ctx context.Context, pod string) error {
 }
 
 func (n *network) connect(ctx context.Context, pod, netns string) (ip string, err error) {
-	list, err := n.config()
+	list, err := n.join()
 	if err != nil {
 		return "", err
 	}
+	defer func() {
+		n.conf.Lock()
+		n.joins--
+		n.conf.Unlock()
+	}()
 	res, err := n.cni.AddNetworkList(ctx, list, &libcni.RuntimeConf{ContainerID: pod, NetNS: netns, IfName: podInterface})
 	if err != nil {
 		return "", fmt.Errorf("network plugin: %w", err)
@@ -118,26 +128,28 @@ func (n *network) remove(ctx context.Context, pod string) error {
 		// A plugin that is killed half-way leaves things that nobody knows of.
 		<-job.done
 	}
-	if used, err := n.used(pod); err != nil || !used {
+	if used, err := n.used(ctx, pod); err != nil || !used {
 		return err
 	}
+	n.conf.Lock()
 	list, err := n.config()
+	n.conf.Unlock()
 	if err != nil {
 		return err
 	}
-	// Without a namespace: the interface pair goes with it, only address and rules are left to be given back.
+	// Without a namespace: the interface pair goes with it, only the address is left to be given back.
 	if err := n.cni.DelNetworkList(ctx, list, &libcni.RuntimeConf{ContainerID: pod, IfName: podInterface}); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
 	n.mu.Lock()
 	delete(n.jobs, pod)
 	n.mu.Unlock()
-	return nil
+	return n.leave()
 }
 
 // used tells whether the pod was ever connected, or may have been.
-func (n *network) used(pod string) (bool, error) {
-	sb, err := n.e.client.SandboxStore().Get(withNamespace(context.Background()), pod)
+func (n *network) used(ctx context.Context, pod string) (bool, error) {
+	sb, err := n.e.client.SandboxStore().Get(ctx, pod)
 	if err != nil {
 		return false, err
 	}
@@ -150,10 +162,46 @@ func (n *network) used(pod string) (bool, error) {
 	return rec.Network == orchestrator.NetworkNAT, nil
 }
 
-// config returns the plugins' configuration, made at first use.
-func (n *network) config() (*libcni.NetworkConfigList, error) {
+// join prepares the host for one more pod. The caller counts joins down again when the pod has its address.
+func (n *network) join() (*libcni.NetworkConfigList, error) {
 	n.conf.Lock()
 	defer n.conf.Unlock()
+	list, err := n.config()
+	if err != nil {
+		return nil, err
+	}
+	if err := n.masq.add(); err != nil {
+		return nil, err
+	}
+	n.joins++
+	return list, nil
+}
+
+// leave removes the masquerading when no pod has an address any more.
+func (n *network) leave() error {
+	n.conf.Lock()
+	defer n.conf.Unlock()
+	if n.joins > 0 {
+		return nil
+	}
+	// host-local keeps a file per address in use, named like it.
+	entries, err := os.ReadDir(filepath.Join(n.addresses(), n.e.layout.Instance()))
+	if err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	for _, d := range entries {
+		if _, err := netip.ParseAddr(d.Name()); err == nil {
+			return nil
+		}
+	}
+	return n.masq.remove()
+}
+
+// addresses is host-local's directory.
+func (n *network) addresses() string { return filepath.Join(n.e.layout.State, "cni", "addresses") }
+
+// config returns the plugins' configuration, made at first use. The caller holds conf.
+func (n *network) config() (*libcni.NetworkConfigList, error) {
 	if n.list != nil {
 		return n.list, nil
 	}
@@ -161,20 +209,18 @@ func (n *network) config() (*libcni.NetworkConfigList, error) {
 	if err != nil {
 		return nil, err
 	}
-	text := networkConfig(n.e.layout.Instance(), subnet, filepath.Join(n.e.layout.State, "cni", "addresses"), masqBackend())
-	n.list, err = libcni.ConfListFromBytes([]byte(text))
+	n.masq = &masquerade{name: n.e.layout.Instance(), subnet: subnet}
+	n.list, err = libcni.ConfListFromBytes([]byte(networkConfig(n.e.layout.Instance(), subnet, n.addresses())))
 	return n.list, err
 }
 
 // networkConfig is the CNI configuration list of an instance.
-func networkConfig(name, subnet, dataDir, backend string) string {
+func networkConfig(name, subnet, dataDir string) string {
 	conf := map[string]any{
 		"cniVersion": "1.0.0",
 		"name":       name,
 		"plugins": []any{map[string]any{
-			"type":          "ptp",
-			"ipMasq":        true,
-			"ipMasqBackend": backend,
+			"type": "ptp",
 			"ipam": map[string]any{
 				"type":    "host-local",
 				"dataDir": dataDir,
@@ -188,14 +234,6 @@ func networkConfig(name, subnet, dataDir, backend string) string {
 		panic(err) // strings and booleans only
 	}
 	return string(text)
-}
-
-// masqBackend is nftables where the kernel has it, which the plugin speaks through the program nft.
-func masqBackend() string {
-	if nft, err := exec.LookPath("nft"); err == nil && exec.Command(nft, "list", "tables").Run() == nil {
-		return "nftables"
-	}
-	return "iptables"
 }
 
 // chooseSubnet returns the instance's network. The choice is kept on disk, because pods may hold addresses in it.

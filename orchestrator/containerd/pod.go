@@ -76,11 +76,16 @@ func (e *Engine) CreatePod(ctx context.Context, spec orchestrator.PodSpec) (orch
 		return orchestrator.Pod{}, podErr(spec.ID, err)
 	}
 	defer unlock()
-	pod, err := e.createPod(withNamespace(ctx), spec)
+	pod, err := e.createPod(ctx, spec)
 	return pod, podErr(spec.ID, cancelled(ctx, err))
 }
 
-func (e *Engine) createPod(ctx context.Context, spec orchestrator.PodSpec) (_ orchestrator.Pod, err error) {
+func (e *Engine) createPod(caller context.Context, spec orchestrator.PodSpec) (_ orchestrator.Pod, err error) {
+	if err := caller.Err(); err != nil {
+		return orchestrator.Pod{}, err
+	}
+	ctx, cancel := detached(caller)
+	defer cancel()
 	record, err := json.Marshal(podRecord{Hostname: spec.Hostname, Limits: spec.Limits, Network: spec.Network})
 	if err != nil {
 		return orchestrator.Pod{}, err
@@ -114,9 +119,15 @@ func (e *Engine) createPod(ctx context.Context, spec orchestrator.PodSpec) (_ or
 	if err := e.createRecord(ctx, spec.ID, "", ocispec, containers.Container{}); err != nil {
 		return orchestrator.Pod{}, err
 	}
+	if err := caller.Err(); err != nil {
+		return orchestrator.Pod{}, err
+	}
 	pid, err := e.createTask(ctx, spec.ID, nil, "")
 	if err != nil {
 		return orchestrator.Pod{}, fmt.Errorf("anchor: %w", err)
+	}
+	if err := caller.Err(); err != nil {
+		return orchestrator.Pod{}, err
 	}
 	e.network.start(spec.ID, pid, spec.Network)
 	if err := e.startTask(ctx, spec.ID); err != nil {
@@ -317,7 +328,9 @@ func (e *Engine) RemovePod(ctx context.Context, id string) error {
 		return podErr(id, err)
 	}
 	defer unlock()
-	return podErr(id, cancelled(ctx, e.removePod(withNamespace(ctx), id)))
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	return podErr(id, e.removePod(ctx, id))
 }
 
 // removePod removes what there is of a pod, in any state. It goes on after an error and returns all of them; the sandbox

@@ -1,0 +1,95 @@
+package containerd
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"berth/internal/hoststate"
+	"berth/orchestrator"
+	"berth/orchestrator/conformance"
+
+	"github.com/containerd/containerd/v2/core/leases"
+)
+
+func TestConformance(t *testing.T) {
+	t.Run("overlayfs", func(t *testing.T) { runSuite(t, "overlayfs") })
+}
+
+func runSuite(t *testing.T, snapshotter string) {
+	conformance.Run(t, func(t *testing.T) conformance.Host {
+		h := newHost(t, snapshotter)
+		e := h.open(t)
+		t.Cleanup(func() { e.Close() })
+		h.importImage(t, e)
+		return conformance.Host{
+			Engine: e, Image: conformance.ImageRef, Local: true, NAT: canNAT(),
+			Reopen:  func(t *testing.T) orchestrator.Engine { return h.open(t) },
+			Restart: func(t *testing.T) { h.restart(t) },
+			State:   func(t *testing.T) map[string][]string { return h.state(t, e) },
+		}
+	})
+}
+
+// canNAT tells whether the host's kernel and programs can masquerade.
+func canNAT() bool {
+	return exec.Command("nft", "list", "tables").Run() == nil || exec.Command("iptables", "-t", "nat", "-L", "-n").Run() == nil
+}
+
+// state lists what pods could leave behind.
+func (h *host) state(t *testing.T, e *Engine) map[string][]string {
+	t.Helper()
+	// The end of a lease that is waited for runs the garbage collector: removed snapshots are off the disk then.
+	ctx := withNamespace(t.Context())
+	lease, err := e.client.LeasesService().Create(ctx, leases.WithRandomID())
+	if err == nil {
+		err = e.client.LeasesService().Delete(ctx, lease, leases.SynchronousDelete)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := hoststate.Take(h.layout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Other instances may be at work on this host: only what bears our name or has our addresses counts.
+	delete(s, "interfaces")
+	if data, err := os.ReadFile(filepath.Join(h.layout.State, "cni", "subnet")); err == nil {
+		subnet, err := netip.ParsePrefix(strings.TrimSpace(string(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		links, err := net.Interfaces()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range links {
+			addrs, err := l.Addrs()
+			if err != nil {
+				continue // it has just gone
+			}
+			for _, a := range addrs {
+				if p, err := netip.ParsePrefix(a.String()); err == nil && subnet.Contains(p.Addr()) {
+					s["interfaces"] = append(s["interfaces"], l.Name)
+				}
+			}
+		}
+	}
+	if out, err := exec.Command("nft", "list", "tables").Output(); err == nil {
+		for line := range strings.Lines(string(out)) {
+			if strings.Contains(line, h.layout.Instance()) {
+				s["nft"] = append(s["nft"], line)
+			}
+		}
+	}
+	if dir, err := os.ReadDir(h.layout.Logs()); err == nil {
+		for _, d := range dir {
+			s["logs"] = append(s["logs"], d.Name())
+		}
+	}
+	return s
+}
