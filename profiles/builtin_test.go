@@ -64,3 +64,12 @@ func TestBuiltin(t *testing.T) {
 		})
 	}
 }
+
+func BenchmarkResolve(b *testing.B) {
+	src := profiles.StandardSources("/nonexistent", -1, assets.Profiles)
+	for b.Loop() {
+		if _, err := profiles.Resolve("xfce", src, []string{"display.size=1280x720"}, infra); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
