@@ -1,0 +1,50 @@
+package display
+
+import (
+	"context"
+
+	"berth/display/x11"
+)
+
+// Screen reads and changes the screens of running sessions. It keeps nothing between calls, so there is nothing to
+// close: a call costs one connection to the X server, under a millisecond. Socket and Xauthority are paths on the host.
+// The zero value is ready for use, by several goroutines at once.
+type Screen struct{}
+
+// Shot returns the screen as PNG, scaled down to at most maxWidth pixels if that is not 0.
+func (Screen) Shot(ctx context.Context, socket, xauthority string, maxWidth int) ([]byte, error) {
+	c, err := x11.Open(ctx, socket, xauthority)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	img, err := c.Screenshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if maxWidth > 0 {
+		img = x11.Thumbnail(img, maxWidth, MaxHeight)
+	}
+	return x11.PNG(img)
+}
+
+// Resize sets the screen's size in pixels and its resolution.
+func (Screen) Resize(ctx context.Context, socket, xauthority string, width, height, dpi int) error {
+	c, err := x11.Open(ctx, socket, xauthority)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Resize(ctx, width, height, dpi)
+}
+
+// Size returns the screen's size in pixels.
+func (Screen) Size(ctx context.Context, socket, xauthority string) (width, height int, err error) {
+	c, err := x11.Open(ctx, socket, xauthority)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer c.Close()
+	s, err := c.Size(ctx)
+	return s.Width, s.Height, err
+}
