@@ -8,5 +8,5 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	conformance.Run(t, xvnc.Driver{}, conformance.Traits{ClientResizes: true, Grows: true, UnicodeClipboard: true})
+	conformance.Run(t, xvnc.Driver{}, conformance.Traits{ClientResizes: true, Grows: true, Clipboard: true})
 }

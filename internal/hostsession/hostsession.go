@@ -155,6 +155,15 @@ func (s *Session) Expand(text string) string {
 		"${SESSION}", "test").Replace(text)
 }
 
+// Ready is a component's probes with their arguments expanded.
+func (s *Session) Ready(c profiles.Component) []profiles.Probe {
+	var out []profiles.Probe
+	for _, p := range c.Ready {
+		out = append(out, profiles.Probe{Kind: p.Kind, Arg: s.Expand(p.Arg)})
+	}
+	return out
+}
+
 // Overlay lays the files of a directory, such as assets/images/NAME/files/etc, over /etc.
 func (s *Session) Overlay(dir string) {
 	s.tb.Helper()

@@ -67,7 +67,7 @@ func TestDisplay(t *testing.T) {
 				for _, c := range comps {
 					p := s.Start(c)
 					procs = append(procs, p)
-					for _, want := range c.Ready {
+					for _, want := range s.Ready(c) {
 						if err := r.Wait(deadline(t), want); err != nil {
 							t.Error(err)
 						}
@@ -131,7 +131,7 @@ func TestSound(t *testing.T) {
 			}
 			for _, c := range comps {
 				s.Start(c)
-				for _, p := range c.Ready {
+				for _, p := range s.Ready(c) {
 					if err := r.Wait(deadline(t), p); err != nil {
 						t.Error(err)
 					}
