@@ -228,6 +228,9 @@ func (r *realSessions) Resize(ctx context.Context, name string, w, h int) error 
 // barShown: the toolbar has come to rest, so that clicks hit.
 const barShown = `document.querySelector('#bar').classList.contains('shown') && !document.querySelector('#bar .tools').getAnimations().length`
 
+// openBar shows it by its handle, if it is not shown anyway.
+const openBar = `(document.querySelector('#bar').classList.contains('shown') || document.querySelector('#handle').click(), ` + barShown + `)`
+
 const connected = `document.querySelector('#light')?.dataset.state === 'connected'`
 
 // One logs in by the URL that `berth up` prints, sees the desktop, types into it; the desktop follows the window.
@@ -316,8 +319,7 @@ func TestBrowserDesktop(t *testing.T) {
 			b.resize(360, 780, 2, true)
 			follows720 := `(() => { const c = document.querySelector('#screen canvas'); return c.width === 720 && c.height === 1560; })()`
 			b.until(follows720)
-			b.run(chromedp.Click("#handle"))
-			b.until(barShown)
+			b.until(openBar)
 			b.run(chromedp.Click("#b-view"))
 			b.picture("mobile")
 			b.run(chromedp.Click("#b-view"))
@@ -440,8 +442,7 @@ func TestBrowserTouchKeyboard(t *testing.T) {
 	b.run(call(emulation.SetTouchEmulationEnabled, emulation.SetTouchEmulationEnabledParams{Enabled: true}),
 		chromedp.Navigate(g.SessionURL(sess)))
 	b.until(connected)
-	b.run(chromedp.Click("#handle"))
-	b.until(barShown)
+	b.until(openBar)
 	b.run(chromedp.Click("#b-type"))
 	b.until(`document.activeElement.id === 'typing'`)
 	// Moving the pointer onto the xterm gives it the focus; there is no window manager.

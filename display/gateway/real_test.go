@@ -21,7 +21,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/display"
+	"berth/display/x11"
 	"berth/display/xauth"
 )
 
@@ -176,33 +176,56 @@ func (x *realX) startVNC() {
 	})
 }
 
-// xterm runs a shell in the whole screen and waits until it is there.
-func (x *realX) xterm() {
+// xterm runs a shell in the whole screen, after the commands given, and waits until it is there.
+func (x *realX) xterm(commands ...string) {
 	x.t.Helper()
 	ready := filepath.Join(x.dir, "ready")
+	script := strings.Join(append(commands, "touch "+ready, "exec env PS1='desk$ ' /bin/sh"), "; ")
 	cmd := exec.Command(program(x.t, "xterm", "xterm"), "-fa", "monospace", "-fs", "14", "-bg", "#14303f", "-fg", "#f4efe4", "-b", "12",
-		"-geometry", "200x80+0+0", "-e", "/bin/sh", "-c", "touch "+ready+"; exec env PS1='desk$ ' /bin/sh")
+		"-geometry", "200x80+0+0", "-e", "/bin/sh", "-c", script)
 	cmd.Env, cmd.Dir = x.env, x.dir
 	start(x.t, cmd)
 	until(x.t, "xterm", func() bool { _, err := os.Stat(ready); return err == nil })
 }
 
+// open connects to the X server.
+func (x *realX) open(ctx context.Context) (*x11.Conn, error) { return x11.Open(ctx, x.socket, x.auth) }
+
 // size asks the X server.
 func (x *realX) size() (w, h int) {
 	x.t.Helper()
-	w, h, err := display.Screen{}.Size(context.Background(), x.socket, x.auth)
+	c, err := x.open(context.Background())
 	if err != nil {
 		x.t.Fatal(err)
 	}
-	return w, h
+	defer c.Close()
+	s, err := c.Size(context.Background())
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return s.Width, s.Height
 }
 
 func (x *realX) resize(ctx context.Context, w, h int) error {
-	return display.Screen{}.Resize(ctx, x.socket, x.auth, w, h, 96)
+	c, err := x.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Resize(ctx, w, h, 96)
 }
 
 func (x *realX) png(ctx context.Context, maxWidth int) ([]byte, error) {
-	return display.Screen{}.Shot(ctx, x.socket, x.auth, maxWidth)
+	c, err := x.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	img, err := c.Screenshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return x11.PNG(x11.Thumbnail(img, maxWidth, maxWidth))
 }
 
 func (x *realX) session(name string) Session {
