@@ -85,6 +85,7 @@ func Check(h Host, o Options) []Finding {
 	}
 	c.cgroups()
 	c.namespaces()
+	c.rootMount()
 	c.seccomp()
 	c.network()
 	c.disk()
@@ -333,6 +334,23 @@ func (c *checker) namespaces() {
 	if len(missing)+len(capped) == 0 {
 		c.ok(check, "mnt, net, ipc, pid, uts")
 	}
+}
+
+// rootMount finds a bare chroot, in which runc can neither make the root's mounts private nor pivot_root(2).
+func (c *checker) rootMount() {
+	b, err := c.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		c.fail("mounts", err.Error(), "mount /proc")
+		return
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && f[4] == "/" {
+			c.ok("mounts", "the root directory is a mount")
+			return
+		}
+	}
+	c.fail("mounts", "the root directory is no mount: this is a chroot, in which runc cannot work",
+		"bind the directory to itself and enter it with pivot_root, or use systemd-nspawn")
 }
 
 func (c *checker) seccomp() {

@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	v1Mounts = `30 20 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro
+	rootMount = "20 1 254:0 / / rw,relatime - ext4 /dev/root rw\n"
+	v1Mounts  = rootMount + `30 20 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro
 31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:1 - cgroup cgroup rw,cpu,cpuacct
 32 30 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
 33 30 0:29 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices
@@ -35,6 +36,7 @@ func good() (Host, map[string]string) {
 	files := map[string]string{
 		"/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory hugetlb pids rdma\n",
 		"/proc/cgroups":                     procCgroups,
+		"/proc/self/mountinfo":              rootMount,
 		"/proc/self/status":                 "Name:\tberth\nSeccomp:\t0\n",
 		"/proc/sys/user/max_net_namespaces": "63000\n",
 	}
@@ -111,7 +113,7 @@ func TestCheck(t *testing.T) {
 		{name: "cgroup_v1", change: func(h *Host, files map[string]string) { v1(h, files, v1Mounts) }},
 		{name: "cgroup_hybrid", change: func(h *Host, files map[string]string) { v1(h, files, v1Mounts+hybridMount) }},
 		{name: "cgroup_hybrid_without_v1", change: func(h *Host, files map[string]string) {
-			v1(h, files, hybridMount)
+			v1(h, files, rootMount+hybridMount)
 			delete(files, "/proc/cgroups")
 		}, want: []string{
 			"error cgroups: hybrid: no devices controller: containers cannot be kept from devices -> the kernel lacks it; use one built with it",
@@ -124,7 +126,7 @@ func TestCheck(t *testing.T) {
 		}, want: []string{
 			"error cgroups: v1: no devices controller: containers cannot be kept from devices" +
 				" -> mount it: mkdir -p /sys/fs/cgroup/devices && mount -t cgroup -o devices none /sys/fs/cgroup/devices"}},
-		{name: "cgroup_none", change: func(h *Host, files map[string]string) { v1(h, files, "1 1 0:1 / / rw - ext4 x rw\n") }, want: []string{
+		{name: "cgroup_none", change: func(h *Host, files map[string]string) { v1(h, files, rootMount) }, want: []string{
 			"error cgroups: no cgroup hierarchy is mounted on /sys/fs/cgroup -> mount one: mount -t cgroup2 none /sys/fs/cgroup"}},
 		{name: "namespaces", change: func(_ *Host, files map[string]string) {
 			delete(files, "/proc/self/ns/ipc")
@@ -132,6 +134,11 @@ func TestCheck(t *testing.T) {
 		}, want: []string{
 			"error namespaces: the kernel has no ipc namespaces -> use a kernel built with them",
 			"error namespaces: user.max_net_namespaces is 0 -> raise it: sysctl -w user.max_net_namespaces=15000"}},
+		{name: "chroot", change: func(_ *Host, files map[string]string) {
+			files["/proc/self/mountinfo"] = "21 20 0:5 / /proc rw - proc proc rw\n"
+		}, want: []string{
+			"error mounts: the root directory is no mount: this is a chroot, in which runc cannot work" +
+				" -> bind the directory to itself and enter it with pivot_root, or use systemd-nspawn"}},
 		{name: "seccomp", change: func(_ *Host, files map[string]string) { files["/proc/self/status"] = "Name:\tx\n" }, want: []string{
 			"error seccomp: the kernel has no seccomp; no container can be confined -> use a kernel built with CONFIG_SECCOMP_FILTER"}},
 		{name: "no_veth", change: func(h *Host, _ map[string]string) {
@@ -219,7 +226,7 @@ func TestThisHost(t *testing.T) {
 		t.Logf("%-8s %-12s %s  %s", f.Status, f.Check, f.Detail, f.Hint)
 		seen[f.Check] = true
 	}
-	want := []string{"root", "programs", "cgroups", "namespaces", "seccomp", "disk", "builds"}
+	want := []string{"root", "programs", "cgroups", "namespaces", "mounts", "seccomp", "disk", "builds"}
 	if h.EUID == 0 {
 		want = append(want, "snapshotter", "network")
 	}
