@@ -11,13 +11,10 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"time"
 
 	"berth/orchestrator"
 
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
@@ -67,24 +64,32 @@ func (s *images) readSnapshotFile(ctx context.Context, f *facts, name string) ([
 	if len(f.chains) == 0 {
 		return nil, orchestrator.ErrNotFound // an image without layers has no files
 	}
-	// The lease, and with it the view, expires by itself if this process dies.
-	ctx, done, err := s.client.WithLease(ctx, leases.WithRandomID(), leases.WithExpiration(10*time.Minute))
-	if err != nil {
-		return nil, err
-	}
-	defer done(context.WithoutCancel(ctx))
 	sn := s.client.SnapshotService(s.snapshotter)
-	key := "berth-read-" + uuid.NewString()
-	mounts, err := sn.View(ctx, key, f.chains[len(f.chains)-1], snapshots.WithLabels(map[string]string{"berth.view": "readfile"}))
-	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("%w: layers are not unpacked; pull, import or build the image again", orchestrator.ErrState)
+	for try := 0; ; try++ {
+		// No lease holds the view: if this process dies the collector takes it, and if the collector is so quick that the
+		// view is gone before it is mounted, there is another.
+		key := "berth-read-" + uuid.NewString()
+		mounts, err := sn.View(ctx, key, f.chains[len(f.chains)-1])
+		if errdefs.IsNotFound(err) {
+			return nil, fmt.Errorf("%w: layers are not unpacked; pull, import or build the image again", orchestrator.ErrState)
+		}
+		if err != nil {
+			return nil, err
+		}
+		data, err := readMounted(mounts, name)
+		removeErr := sn.Remove(context.WithoutCancel(ctx), key)
+		if errdefs.IsNotFound(removeErr) {
+			if try < 3 && errors.Is(err, errNotMounted) {
+				continue
+			}
+			removeErr = nil
+		}
+		return data, errors.Join(err, removeErr)
 	}
-	if err != nil {
-		return nil, err
-	}
-	defer sn.Remove(context.WithoutCancel(ctx), key)
-	return readMounted(mounts, name)
 }
+
+// errNotMounted tells failures to mount from those to read.
+var errNotMounted = errors.New("cannot mount")
 
 // readMounted mounts mounts in a throw-away mount namespace and reads name, an absolute clean path, below them.
 func readMounted(mounts []mount.Mount, name string) ([]byte, error) {
@@ -104,7 +109,7 @@ func readMounted(mounts []mount.Mount, name string) ([]byte, error) {
 			}
 			for _, m := range mounts {
 				if err := mountHere(m, dir); err != nil {
-					return nil, fmt.Errorf("mount %s: %w", m.Type, err)
+					return nil, fmt.Errorf("%w %s: %w", errNotMounted, m.Type, err)
 				}
 			}
 			return readBelow(dir, name)

@@ -252,6 +252,9 @@ func (b *bases) bootstrap(ctx context.Context, tool, release, tmp, overlay, laye
 	args = append(args, release, "-", "-")
 	cmd := exec.CommandContext(ctx, tool, args...)
 	cmd.Env = append(os.Environ(), fmt.Sprintf("SOURCE_DATE_EPOCH=%d", baseEpoch.Unix()), "TMPDIR="+tmp, "LC_ALL=C.UTF-8")
+	for k, v := range hostProxies(ctx) { // mmdebstrap does not read the host's apt.conf
+		cmd.Env = append(cmd.Env, k+"="+v)
+	}
 	cmd.Stdin = strings.NewReader(formatDeb822(sources))
 	// On SIGTERM mmdebstrap unmounts and removes what it made; killed at once it could not.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -359,6 +362,29 @@ func aptConfig(ctx context.Context, keys []string) map[string]string {
 			if strings.EqualFold(k, want) && v != "" && !strings.ContainsAny(v, "\"\n") {
 				out[want] = v
 			}
+		}
+	}
+	return out
+}
+
+// proxyVars are the variables that apt and most else heed, and that BuildKit, as build arguments, passes to every step
+// without making them part of its cache's key.
+var proxyVars = []string{"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"}
+
+// hostProxies returns the host's proxies: those of the environment and, where there is none, those of apt.
+func hostProxies(ctx context.Context) map[string]string {
+	out := map[string]string{}
+	for _, name := range proxyVars {
+		for _, n := range []string{strings.ToUpper(name), name} {
+			if v := os.Getenv(n); v != "" {
+				out[name] = v
+			}
+		}
+	}
+	apt := aptConfig(ctx, []string{"Acquire::http::Proxy", "Acquire::https::Proxy"})
+	for name, key := range map[string]string{"http_proxy": "Acquire::http::Proxy", "https_proxy": "Acquire::https::Proxy"} {
+		if v := apt[key]; out[name] == "" && v != "" && v != "DIRECT" {
+			out[name] = v
 		}
 	}
 	return out

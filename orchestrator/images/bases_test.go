@@ -14,6 +14,7 @@ import (
 	"berth/orchestrator"
 	"berth/session/api"
 
+	"github.com/google/go-cmp/cmp"
 	bkclient "github.com/moby/buildkit/client"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -188,5 +189,55 @@ func TestBaseReproducible(t *testing.T) {
 	}
 	if got[0].desc.Digest != got[1].desc.Digest {
 		t.Errorf("made %s, then %s", got[0].desc.Digest, got[1].desc.Digest)
+	}
+}
+
+func TestHostProxies(t *testing.T) {
+	dir := t.TempDir()
+	script := "#!/bin/sh\nprintf 'Acquire::http::proxy http://apt.invalid:3142\\nAcquire::https::Proxy DIRECT\\nAcquire::Retries 3\\n'\n"
+	if err := os.WriteFile(filepath.Join(dir, "apt-config"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	for _, v := range proxyVars {
+		t.Setenv(v, "")
+		t.Setenv(strings.ToUpper(v), "")
+	}
+	t.Setenv("no_proxy", "localhost")
+	want := map[string]string{"http_proxy": "http://apt.invalid:3142", "no_proxy": "localhost"}
+	if d := cmp.Diff(want, hostProxies(t.Context())); d != "" {
+		t.Errorf("with apt's proxy (-want +got):\n%s", d)
+	}
+	t.Setenv("HTTP_PROXY", "http://env.invalid")
+	want["http_proxy"] = "http://env.invalid"
+	if d := cmp.Diff(want, hostProxies(t.Context())); d != "" {
+		t.Errorf("with the environment's too (-want +got):\n%s", d)
+	}
+	if d := cmp.Diff(map[string]string{"Acquire::Retries": "3"}, aptConfig(t.Context(), passedAptOptions)); d != "" {
+		t.Errorf("options (-want +got):\n%s", d)
+	}
+}
+
+// A broken recipe of the user's must not keep a daemon from starting, but be named when images are asked for.
+func TestBrokenUserRecipe(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "mine"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "mine", "Dockerfile"), []byte("FROMM x\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Options{Recipes: testRecipes(), UserRecipes: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Resolve("a"); !errors.Is(err, orchestrator.ErrInvalid) || !strings.Contains(err.Error(), `recipe "mine"`) {
+		t.Errorf("Resolve = %v; want ErrInvalid that names the recipe", err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "mine")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Resolve("a"); err != nil || got != "localhost/berth/a:latest" {
+		t.Errorf("Resolve = %q, %v", got, err)
 	}
 }

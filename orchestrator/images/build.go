@@ -221,7 +221,7 @@ func (s *Service) solve(ctx context.Context, t *target, b base, noCache bool, re
 	if noCache {
 		attrs["no-cache"] = "" // all stages
 	}
-	for k, v := range s.proxies(ctx) {
+	for k, v := range hostProxies(ctx) {
 		attrs["build-arg:"+k] = v
 	}
 	if t.recipe.onBase {
@@ -352,28 +352,6 @@ func chainID(img orchestrator.Image) string {
 // ociContext is a named context that is an image in one of the session's stores.
 func ociContext(store string, d digest.Digest) string {
 	return "oci-layout://" + store + "@" + d.String()
-}
-
-// proxyVars are the build arguments that BuildKit passes to every step without making them part of its cache's key.
-var proxyVars = []string{"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"}
-
-// proxies returns the host's proxies: those of the environment and, where there is none, those of apt.
-func (s *Service) proxies(ctx context.Context) map[string]string {
-	out := map[string]string{}
-	for _, name := range proxyVars {
-		for _, n := range []string{strings.ToUpper(name), name} {
-			if v := os.Getenv(n); v != "" {
-				out[name] = v
-			}
-		}
-	}
-	apt := aptConfig(ctx, []string{"Acquire::http::Proxy", "Acquire::https::Proxy"})
-	for name, key := range map[string]string{"http_proxy": "Acquire::http::Proxy", "https_proxy": "Acquire::https::Proxy"} {
-		if v := apt[key]; out[name] == "" && v != "" && v != "DIRECT" {
-			out[name] = v
-		}
-	}
-	return out
 }
 
 // baseReleases lists the releases whose bases targets need.

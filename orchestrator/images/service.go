@@ -89,7 +89,12 @@ func New(opt Options) (*Service, error) {
 		}
 	}
 	s.builtin = sync.OnceValues(func() (map[string]*recipe, error) { return loadRecipes(opt.Recipes, "") })
-	if _, err := s.book(); err != nil {
+	// A mistake in a recipe of the user's is reported when images are asked for; it does not keep a daemon from starting.
+	builtin, err := s.builtin()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := newBook(builtin); err != nil {
 		return nil, err
 	}
 	return s, nil
