@@ -64,11 +64,13 @@ func init() {
 	xgb.Logger = log.New(io.Discard, "", 0)
 	// Which numbers an extension's events and errors have differs from server to server, so they are decoded where the
 	// server is known; here they only must not be unknown, as xgb drops an unknown error and with it whoever waits.
-	for n := 64; n < 128; n++ {
-		xgb.NewEventFuncs[n] = func(b []byte) xgb.Event { return extEvent(b) }
-	}
-	for n := 128; n < 256; n++ {
-		xgb.NewErrorFuncs[n] = func(b []byte) xgb.Error { return extError(b) }
+	for n := range 256 {
+		if _, ok := xgb.NewEventFuncs[n]; !ok && n < 128 {
+			xgb.NewEventFuncs[n] = func(b []byte) xgb.Event { return extEvent(b) }
+		}
+		if _, ok := xgb.NewErrorFuncs[n]; !ok {
+			xgb.NewErrorFuncs[n] = func(b []byte) xgb.Error { return extError(b) }
+		}
 	}
 }
 

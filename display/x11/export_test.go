@@ -1,0 +1,37 @@
+package x11
+
+import (
+	"context"
+	"encoding/binary"
+
+	"github.com/BurntSushi/xgb"
+	"github.com/BurntSushi/xgb/xproto"
+)
+
+// MakeDock makes an unmapped window of type DOCK.
+func (c *Conn) MakeDock(ctx context.Context) (uint32, error) {
+	return call(ctx, c, func(x *xgb.Conn) (uint32, error) {
+		if err := c.internAll(x); err != nil {
+			return 0, err
+		}
+		id := xproto.Window(c.newID())
+		xproto.CreateWindow(x, 0, id, c.screen.Root, 0, 0, 100, 20, 0, xproto.WindowClassInputOutput, 0, 0, nil)
+		v := binary.LittleEndian.AppendUint32(nil, uint32(c.atom(atomType+"_DOCK")))
+		return uint32(id), xproto.ChangePropertyChecked(x, xproto.PropModeReplace, id, c.atom(atomType), xproto.AtomAtom, 32, 1, v).Check()
+	})
+}
+
+// Map maps a window, Destroy destroys it.
+func (c *Conn) Map(ctx context.Context, id uint32) error {
+	_, err := call(ctx, c, func(x *xgb.Conn) (struct{}, error) {
+		return struct{}{}, xproto.MapWindowChecked(x, xproto.Window(id)).Check()
+	})
+	return err
+}
+
+func (c *Conn) Destroy(ctx context.Context, id uint32) error {
+	_, err := call(ctx, c, func(x *xgb.Conn) (struct{}, error) {
+		return struct{}{}, xproto.DestroyWindowChecked(x, xproto.Window(id)).Check()
+	})
+	return err
+}
