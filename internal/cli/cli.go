@@ -139,6 +139,10 @@ func (c *CLI) defaults() {
 	}
 }
 
+// sameInterrupt is how soon after the first a second interrupt is none of its own: timeout(1) and other wrappers signal
+// the process and its group, and nobody presses keys that fast.
+const sameInterrupt = 200 * time.Millisecond
+
 // watchInterrupts calls cancel at the first interrupt and leaves at the second, until stop is called.
 func (c *CLI) watchInterrupts(cancel func()) (stop func()) {
 	interrupts := c.Interrupts
@@ -157,11 +161,19 @@ func (c *CLI) watchInterrupts(cancel func()) (stop func()) {
 		case <-quit:
 			return
 		}
-		select {
-		case <-interrupts:
-			fmt.Fprintln(c.Stderr, "berth: left without waiting")
-			c.Exit(1)
-		case <-quit:
+		first := time.Now()
+		for {
+			select {
+			case <-interrupts:
+				if time.Since(first) < sameInterrupt {
+					continue
+				}
+				fmt.Fprintln(c.Stderr, "berth: left without waiting")
+				c.Exit(1)
+				return
+			case <-quit:
+				return
+			}
 		}
 	}()
 	return func() { unhook(); close(quit) }

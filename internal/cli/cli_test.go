@@ -368,6 +368,12 @@ func TestSecondInterruptLeaves(t *testing.T) {
 	defer stop()
 	interrupts <- os.Interrupt
 	<-cancelled
+	interrupts <- os.Interrupt // the same one, delivered twice
+	select {
+	case code := <-left:
+		t.Errorf("left with %d at an interrupt that came twice", code)
+	case <-time.After(sameInterrupt + 50*time.Millisecond):
+	}
 	interrupts <- os.Interrupt
 	if code := <-left; code != 1 {
 		t.Errorf("second interrupt left with %d; want 1", code)

@@ -64,7 +64,7 @@ func (c *CLI) exec(ctx context.Context, name string, req api.ExecRequest, noStdi
 		resize := make(chan orchestrator.TermSize, 1)
 		current := func() (orchestrator.TermSize, bool) {
 			w, h, err := term.GetSize(out)
-			return orchestrator.TermSize{Cols: uint16(w), Rows: uint16(h)}, err == nil
+			return orchestrator.TermSize{Cols: uint16(w), Rows: uint16(h)}, err == nil && w > 0 && h > 0
 		}
 		if size, ok := current(); ok {
 			req.Size = &size
