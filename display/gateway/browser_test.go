@@ -286,6 +286,20 @@ func TestBrowserDesktop(t *testing.T) {
 				}
 			}
 			typed(`echo "Hello, World: ~{a}|B_c" > typed`, "typed", "Hello, World: ~{a}|B_c\n")
+			// So are those of other layouts, which the X server's own lacks.
+			press := func(key string) chromedp.Action[chromedp.Void] {
+				return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+					for _, typ := range []input.DispatchKeyEventType{input.DispatchKeyEventTypeKeyDown, input.DispatchKeyEventTypeKeyUp} {
+						p := input.DispatchKeyEventParams{Type: typ, Key: key, Code: "KeyQ"}
+						if _, err := cdp.Call(ctx, t, input.DispatchKeyEvent, p); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+			}
+			b.run(chromedp.KeyEvent("echo "), press("é"), press("ß"), press("€"), press("Ж"))
+			typed(" > foreign", "foreign", "éß€Ж\n")
 			b.picture("typed")
 
 			// The clipboard: what is written into the page's box is pasted on the desktop ...

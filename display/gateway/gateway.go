@@ -68,14 +68,19 @@ type Config struct {
 	Log   *slog.Logger // nil discards
 }
 
-// Limits and deadlines. Variables only so that tests need not wait.
-var (
-	maxPerSession   = 32               // viewers of one session
-	maxHandshakes   = 64               // VNC connections that have not authenticated yet, of all sessions
-	greetTimeout    = 10 * time.Second // for anything a program answers by itself
-	passwordTimeout = 2 * time.Minute  // for a person to type a password
-	pingInterval    = 20 * time.Second
-)
+// limits keep connections from piling up.
+type limits struct {
+	perSession int           // viewers of one session
+	handshakes int           // VNC connections that have not authenticated yet, of all sessions
+	greet      time.Duration // for a viewer's program to answer
+	password   time.Duration // for a person to type a password
+	ping       time.Duration // between two looks whether a browser is still there
+}
+
+var defaultLimits = limits{perSession: 32, handshakes: 64, greet: 10 * time.Second, password: 2 * time.Minute, ping: 20 * time.Second}
+
+// serverTimeout is how long a session's VNC server may take for its handshake.
+const serverTimeout = 10 * time.Second
 
 // portsTried is how many ports are tried from the base on for one that is free.
 const portsTried = 1000
@@ -85,6 +90,7 @@ type Gateway struct {
 	cfg      Config
 	sessions Sessions
 	log      *slog.Logger
+	limits   limits
 	vncTries *throttle
 	webTries *throttle
 	logins   *logins
@@ -134,7 +140,7 @@ func New(cfg Config, s Sessions) (*Gateway, error) {
 		return nil, err
 	}
 	g := &Gateway{
-		cfg: cfg, sessions: s, log: cfg.Log, logins: l, pages: pages,
+		cfg: cfg, sessions: s, log: cfg.Log, limits: defaultLimits, logins: l, pages: pages,
 		vncTries: newThrottle(), webTries: newThrottle(), thumbs: newThumbs(s),
 		vnc: map[string]*vncListener{}, viewers: map[*viewer]struct{}{},
 	}
@@ -299,7 +305,7 @@ func (g *Gateway) admit(session, login string) (ctx context.Context, done func()
 			n++
 		}
 	}
-	if n >= maxPerSession {
+	if n >= g.limits.perSession {
 		return nil, nil, fmt.Errorf("session %q: has %d viewers already, close one", session, n)
 	}
 	ctx, cancel := context.WithCancel(g.ctx)

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -202,6 +203,24 @@ func (l *logins) save() error {
 func sameToken(got, want string) bool {
 	a, b := sha256.Sum256([]byte(got)), sha256.Sum256([]byte(want))
 	return subtle.ConstantTimeCompare(a[:], b[:]) == 1 && want != ""
+}
+
+// LoadToken returns the token kept in the file at path (mode 0600), which it makes with a new random one if it is not
+// there. An admin token kept so stays the same across restarts; removing the file revokes it.
+func LoadToken(path string) (string, error) {
+	data, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		token := rand.Text()
+		return token, atomicfile.Write(path, []byte(token+"\n"), 0o600)
+	case err != nil:
+		return "", fmt.Errorf("token: %w", err)
+	}
+	token := strings.TrimSpace(string(data))
+	if len(token) < 16 {
+		return "", fmt.Errorf("token %q: too short to be safe; remove the file, a new one is made", path)
+	}
+	return token, nil
 }
 
 // tokenRights tells what a token opens: everything, or the session with an ID. Every token is compared with, so that

@@ -148,7 +148,7 @@ func startX(t testing.TB, kind string, width, height int) *realX {
 	}
 	authorize(0, n) // the first is what package display looks for, the second what X clients do
 	x.display, x.socket = ":"+number, "/tmp/.X11-unix/X"+number
-	x.env = append(os.Environ(), "DISPLAY="+x.display, "XAUTHORITY="+x.auth)
+	x.env = append(os.Environ(), "LC_ALL=C.UTF-8", "DISPLAY="+x.display, "XAUTHORITY="+x.auth)
 	if err := x.resize(t.Context(), width, height); err != nil {
 		t.Fatal(err)
 	}

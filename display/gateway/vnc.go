@@ -91,7 +91,7 @@ func (g *Gateway) acceptVNC(l *vncListener) {
 func (g *Gateway) beginHandshake() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.closed || g.handshakes >= maxHandshakes {
+	if g.closed || g.handshakes >= g.limits.handshakes {
 		return false
 	}
 	g.handshakes++
@@ -136,7 +136,7 @@ func (g *Gateway) letIn(name string, c *net.TCPConn) (server *net.UnixConn, ctx 
 // authenticate does the handshakes with the viewer and the session's VNC server. When it returns without error, the
 // next message is the viewer's ClientInit, to be passed on with its shared flag (RFC 6143 section 7.3.1).
 func (g *Gateway) authenticate(ctx context.Context, name string, c *net.TCPConn) (*net.UnixConn, error) {
-	if err := c.SetDeadline(time.Now().Add(greetTimeout)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(g.limits.greet)); err != nil {
 		return nil, err
 	}
 	viewer, err := greetVersion(c)
@@ -151,7 +151,7 @@ func (g *Gateway) authenticate(ctx context.Context, name string, c *net.TCPConn)
 	if err := g.vncTries.blocked(who); err != nil {
 		return nil, errors.Join(err, viewer.refuse(err.Error()))
 	}
-	if err := c.SetDeadline(time.Now().Add(passwordTimeout)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(g.limits.password)); err != nil {
 		return nil, err
 	}
 	err = viewer.security(func(challenge, response [16]byte) error {
@@ -168,7 +168,7 @@ func (g *Gateway) authenticate(ctx context.Context, name string, c *net.TCPConn)
 	if err != nil {
 		return nil, errors.Join(err, viewer.result("the session's VNC server does not answer"))
 	}
-	err = errors.Join(c.SetDeadline(time.Now().Add(greetTimeout)), viewer.result(""), c.SetDeadline(time.Time{}))
+	err = errors.Join(c.SetDeadline(time.Now().Add(g.limits.greet)), viewer.result(""), c.SetDeadline(time.Time{}))
 	if err != nil {
 		server.Close()
 		return nil, err
@@ -181,7 +181,7 @@ func dialSession(ctx context.Context, s Session) (*net.UnixConn, error) {
 	fail := func(err error) (*net.UnixConn, error) {
 		return nil, fmt.Errorf("session %q: vnc server: %w", s.Name, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
+	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
 	conn, err := unixsock.Connect(ctx, filepath.Dir(s.VNCSocket), filepath.Base(s.VNCSocket))
 	if err != nil {

@@ -178,12 +178,11 @@ func TestVNCForeignSocket(t *testing.T) {
 }
 
 func TestVNCLimits(t *testing.T) {
-	defer func(n, m int) { maxPerSession, maxHandshakes = n, m }(maxPerSession, maxHandshakes)
-	maxPerSession, maxHandshakes = 2, 1
 	srv := newFakeVNC(t)
 	s := &fakeSessions{}
 	s.set(fakeSession("one", srv.path))
 	g := newGateway(t, s)
+	g.limits.perSession, g.limits.handshakes = 2, 1
 	addr := openVNC(t, g, "one")
 	waiting := dial(t, addr)
 	if _, err := io.ReadFull(waiting, make([]byte, 12)); err != nil {
@@ -207,6 +206,18 @@ func TestVNCLimits(t *testing.T) {
 	}
 	if err := viewerHandshake(dial(t, addr), "secret-one", 1); err == nil {
 		t.Error("a third viewer was let in")
+	}
+}
+
+// Those who connect and say nothing are shown the door.
+func TestVNCSilent(t *testing.T) {
+	s := &fakeSessions{}
+	s.set(fakeSession("one", ""))
+	g := newGateway(t, s)
+	g.limits.greet = 50 * time.Millisecond
+	c := dial(t, openVNC(t, g, "one"))
+	if data, err := io.ReadAll(c); err != nil || string(data) != v38 {
+		t.Errorf("silent client got %q, %v; want the version and the end", data, err)
 	}
 }
 

@@ -235,6 +235,26 @@ func TestLoginsSurvive(t *testing.T) {
 	}
 }
 
+func TestLoadToken(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	first, err := LoadToken(file)
+	if err != nil || len(first) < 16 {
+		t.Fatalf("LoadToken = %q, %v", first, err)
+	}
+	if st, err := os.Stat(file); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("token file: %v, %v; want mode 0600", st.Mode(), err)
+	}
+	if again, err := LoadToken(file); err != nil || again != first {
+		t.Errorf("second LoadToken = %q, %v; want %q", again, err, first)
+	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if empty, err := LoadToken(file); err == nil {
+		t.Errorf("LoadToken of an empty file = %q; want an error", empty)
+	}
+}
+
 func TestLoginsExpire(t *testing.T) {
 	l, err := openLogins("")
 	if err != nil {
@@ -513,6 +533,25 @@ func TestWebSocket(t *testing.T) {
 	b.login("token-one")
 	if _, res, err := b.wsDial("/ws/one"); err == nil || res == nil || res.StatusCode != 503 {
 		t.Errorf("no VNC server: %v; want 503", err)
+	}
+}
+
+// A browser that has vanished without a word is found out by its missing pong.
+func TestWebSocketDead(t *testing.T) {
+	g, _, srv := startWeb(t)
+	g.limits.ping = 50 * time.Millisecond
+	b := newBrowser(t, g)
+	b.login("token-one")
+	c, _, err := b.wsDial("/ws/one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := viewerHandshake(c, "", 1); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the connection", srv.open)
+	if within(t, "its end", srv.open) != -1 { // nothing reads from c, so nothing answers pings
+		t.Error("another connection was made")
 	}
 }
 

@@ -54,7 +54,7 @@ func (g *Gateway) bridge(ctx context.Context, ws *websocket.Conn, server *net.Un
 	ws.SetReadLimit(-1)
 	viewer := websocket.NetConn(ctx, ws, websocket.MessageBinary)
 
-	if err := viewer.SetDeadline(time.Now().Add(greetTimeout)); err != nil {
+	if err := viewer.SetDeadline(time.Now().Add(g.limits.greet)); err != nil {
 		return err
 	}
 	c, err := greetVersion(viewer)
@@ -64,7 +64,7 @@ func (g *Gateway) bridge(ctx context.Context, ws *websocket.Conn, server *net.Un
 	if err := errors.Join(c.security(nil), c.result(""), viewer.SetDeadline(time.Time{})); err != nil {
 		return err
 	}
-	g.running.Go(func() { ping(ctx, ws, cancel) })
+	g.running.Go(func() { ping(ctx, ws, g.limits.ping, cancel) })
 	err = pipe(ctx, viewer, server)
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
@@ -73,8 +73,8 @@ func (g *Gateway) bridge(ctx context.Context, ws *websocket.Conn, server *net.Un
 }
 
 // ping finds out about browsers that vanished and keeps proxies from closing a quiet connection.
-func ping(ctx context.Context, ws *websocket.Conn, cancel context.CancelCauseFunc) {
-	tick := time.NewTicker(pingInterval)
+func ping(ctx context.Context, ws *websocket.Conn, interval time.Duration, cancel context.CancelCauseFunc) {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
@@ -82,7 +82,7 @@ func ping(ctx context.Context, ws *websocket.Conn, cancel context.CancelCauseFun
 			return
 		case <-tick.C:
 		}
-		wait, stop := context.WithTimeout(ctx, pingInterval)
+		wait, stop := context.WithTimeout(ctx, interval)
 		err := ws.Ping(wait)
 		stop()
 		if err != nil {
