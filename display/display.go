@@ -65,7 +65,7 @@ func Unavailable(server, format string, args ...any) error {
 // Component is what the display component of every driver has in common.
 func Component(image string, command []string) profiles.Component {
 	return profiles.Component{
-		Name: "display", Image: image, Command: command, Provides: []string{"display"},
+		Name: "display", Image: image, Command: command, Provides: []string{"display"}, Needs: []string{profiles.WireX11}, // not the home
 		Ready: []profiles.Probe{{Kind: "x11"}}, Timeout: 30 * time.Second, Restart: profiles.RestartAlways, Stop: 5 * time.Second,
 	}
 }
