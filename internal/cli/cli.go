@@ -255,6 +255,9 @@ const (
 	groupSystem   = "system"
 )
 
+// Commands are listed in the order of use. Cobra has only a variable for that, which invocations side by side must not write.
+func init() { cobra.EnableCommandSorting = false }
+
 func (c *CLI) rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "berth",
@@ -264,7 +267,6 @@ func (c *CLI) rootCommand() *cobra.Command {
 		Example: "  berth up xfce\n  berth ls\n  berth open xfce\n  berth stop xfce",
 	}
 	group(root)
-	cobra.EnableCommandSorting = false // the order below is the order of use
 	root.SetUsageTemplate(usageTemplate)
 	root.SilenceUsage, root.SilenceErrors = true, true
 	root.CompletionOptions.DisableDefaultCmd = true
@@ -303,7 +305,8 @@ func (c *CLI) rootCommand() *cobra.Command {
 
 // usageTemplate is cobra's without what says nothing.
 const usageTemplate = `Usage:
-  {{if .HasAvailableSubCommands}}{{.CommandPath}} {{if and .Runnable .HasAvailableLocalFlags}}[FLAGS] {{end}}{{if eq .Name "daemon"}}[COMMAND]{{else}}COMMAND{{end}}{{else}}{{.UseLine}}{{end}}
+  {{if .HasAvailableSubCommands}}{{.CommandPath}} {{if and .Runnable .HasAvailableLocalFlags}}[FLAGS] {{end -}}
+  {{if eq .Name "daemon"}}[COMMAND]{{else}}COMMAND{{end}}{{else}}{{.UseLine}}{{end}}
 
 Examples:
 {{.Example}}

@@ -26,9 +26,10 @@ func lookAtHost(_ context.Context, l paths.Layout) ([]hostcheck.Finding, error) 
 func (c *CLI) doctorCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:               "doctor",
-		Short:             "Check whether this host can run sessions",
-		Long:              "Check what sessions need of this host and what the daemon reports. Fails if something keeps sessions from working.",
+		Use:   "doctor",
+		Short: "Check whether this host can run sessions",
+		Long: "Check what sessions need of this host and what the daemon reports. Fails if something keeps sessions\n" +
+			"from working.",
 		Example:           "  berth doctor\n  berth doctor --json",
 		Args:              nargs(0, 0),
 		ValidArgsFunction: cobra.NoFileCompletions,

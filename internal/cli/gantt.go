@@ -221,8 +221,8 @@ func ganttSVG(t api.Trace) []byte {
 
 	var b bytes.Buffer
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	p(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="'DejaVu Sans', 'Liberation Sans', Arial, sans-serif" font-size="12">`,
-		width, height, width, height)
+	p(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="%s" font-size="12">`,
+		width, height, width, height, "'DejaVu Sans', 'Liberation Sans', Arial, sans-serif")
 	p(`<title>Start of session %s</title>`, html.EscapeString(t.Session))
 	p(`<rect width="100%%" height="100%%" fill="#ffffff"/>`)
 	p(`<text x="16" y="29" font-size="17" font-weight="bold" fill="#222222">%s</text>`, html.EscapeString(t.Session))

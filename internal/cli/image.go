@@ -17,12 +17,14 @@ import (
 
 func (c *CLI) imageCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
-		Use:     "image",
-		Short:   "List, build, move and remove images",
-		Long:    "List, build, move and remove the images that sessions are made of. An image is named like a built-in recipe\n(xfce, xfce-13) or by a reference (registry.example/desktop:1).",
+		Use:   "image",
+		Short: "List, build, move and remove images",
+		Long: "List, build, move and remove the images that sessions are made of. An image is named like a built-in recipe\n" +
+			"(xfce, xfce-13) or by a reference (registry.example/desktop:1).",
 		Example: "  berth image ls\n  berth image build xfce\n  berth image pull registry.example/desktop:1",
 	})
-	cmd.AddCommand(c.imageLs(), c.imageBuild(), c.imagePull(), c.imagePush(), c.imageImport(), c.imageExport(), c.imageTag(), c.imageRm(), c.imagePrune())
+	cmd.AddCommand(c.imageLs(), c.imageBuild(), c.imagePull(), c.imagePush(), c.imageImport(), c.imageExport(), c.imageTag(),
+		c.imageRm(), c.imagePrune())
 	return cmd
 }
 
@@ -154,9 +156,10 @@ func (c *CLI) imagePush() *cobra.Command {
 
 func (c *CLI) imageImport() *cobra.Command {
 	return &cobra.Command{
-		Use:     "import FILE",
-		Short:   "Import an archive of images",
-		Long:    "Import an archive made by `docker save` or an OCI layout in a tar file, plain or compressed with gzip or zstd;\n- is stdin. Prints the images it held.",
+		Use:   "import FILE",
+		Short: "Import an archive of images",
+		Long: "Import an archive made by `docker save` or an OCI layout in a tar file, plain or compressed with gzip or zstd;\n" +
+			"- is stdin. Prints the images it held.",
 		Example: "  berth image import desktop.tar\n  docker save desktop | berth image import -",
 		Args:    nargs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -284,7 +287,9 @@ func (c *CLI) imageRm() *cobra.Command {
 		Args:              nargs(1, -1),
 		ValidArgsFunction: c.completeImage(true, false, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.each(cmd.Context(), "removing", args, func(ctx context.Context, cl *client.Client, ref string) error { return cl.RemoveImage(ctx, ref) })
+			return c.each(cmd.Context(), "removing", args, func(ctx context.Context, cl *client.Client, ref string) error {
+				return cl.RemoveImage(ctx, ref)
+			})
 		},
 	}
 }

@@ -20,7 +20,9 @@ func (c *CLI) stopCommand() *cobra.Command {
 		Args:              nargs(1, -1),
 		ValidArgsFunction: c.completeSession(-1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.each(cmd.Context(), "stopping", args, func(ctx context.Context, cl *client.Client, name string) error { return cl.Stop(ctx, name) })
+			return c.each(cmd.Context(), "stopping", args, func(ctx context.Context, cl *client.Client, name string) error {
+				return cl.Stop(ctx, name)
+			})
 		},
 	}
 }

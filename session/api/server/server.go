@@ -3,12 +3,13 @@
 // # Who may do what
 //
 // The socket belongs to root and the group "berth" (mode 0660), or to root alone (0600) where that group does not
-// exist. Who connected is known by SO_PEERCRED and SO_PEERGROUPS (unix(7), socket(7)), which the kernel fills in at connect(2): a caller that is
-// neither root nor in the group is refused again by the server. Root sees all sessions, others their own. Everybody who
-// gets in may look at images, build the built-in recipes and pull from registries that prove who they are, since
-// starting a session does the same. Only root pushes (with root's credentials), imports, exports, tags, removes and prunes images, builds what is not
-// outdated, pulls without verification or under the names of the built-in images, starts sessions as another user, and
-// stops the daemon: each of these changes what other users' sessions run, or spends what is theirs.
+// exist. Who connected is known by SO_PEERCRED and SO_PEERGROUPS (unix(7), socket(7)), which the kernel fills in at
+// connect(2): a caller that is neither root nor in the group is refused again by the server. Root sees all sessions,
+// others their own. Everybody who gets in may look at images, build the built-in recipes and pull from registries that
+// prove who they are, since starting a session does the same. Only root pushes (with root's credentials), imports,
+// exports, tags, removes and prunes images, builds what is not outdated, pulls without verification or under the names
+// of the built-in images, starts sessions as another user, and stops the daemon: each of these changes what other
+// users' sessions run, or spends what is theirs.
 //
 // # Streams
 //
@@ -72,8 +73,8 @@ type Config struct {
 // Server is the API's http.Handler and its listener loop. It is safe for concurrent use.
 type Server struct {
 	Config
-	mux   *http.ServeMux
-	start atomic.Int64 // the next event's ID; begins at the start time so that IDs grow over restarts
+	mux       *http.ServeMux
+	lastEvent atomic.Int64 // the next event's ID; begins at the start time so that IDs grow over restarts
 }
 
 // New returns a server for cfg.
@@ -88,7 +89,7 @@ func New(cfg Config) *Server {
 		cfg.KeepAlive = 15 * time.Second
 	}
 	s := &Server{Config: cfg, mux: http.NewServeMux()}
-	s.start.Store(time.Now().UnixMilli())
+	s.lastEvent.Store(time.Now().UnixMilli())
 	for _, r := range s.routes() {
 		s.mux.Handle(r.Method+" "+r.Path, s.handler(r))
 	}

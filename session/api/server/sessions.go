@@ -304,7 +304,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request, c api.Caller) er
 			if err != nil {
 				return err
 			}
-			if err := send(fmt.Sprintf("id: %d\nevent: %s\ndata: %s\n\n", s.start.Add(1), e.Type, doc)); err != nil {
+			if err := send(fmt.Sprintf("id: %d\nevent: %s\ndata: %s\n\n", s.lastEvent.Add(1), e.Type, doc)); err != nil {
 				return err
 			}
 		case <-tick.C:
