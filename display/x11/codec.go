@@ -219,7 +219,7 @@ func (c *codec) next() {
 		binary.LittleEndian.PutUint16(c.rest[2:], c.answered)
 	}
 	c.mu.Unlock()
-	if c.rest != nil && len(c.rest) > 0 {
+	if len(c.rest) > 0 {
 		return
 	}
 	head := make([]byte, packet)

@@ -63,6 +63,7 @@ func Dial(ctx context.Context, dir, name string, cookie []byte) (*Conn, error) {
 		sock.Close()
 		// A server that ends between accept and answer, as a dying one does, is no answer: wait for its successor.
 		if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) || ctx.Err() != nil {
+			//lint:ignore ST1005 X is a name
 			return nil, fmt.Errorf("X server %q: %w", filepath.Join(dir, name), err)
 		}
 	}
@@ -317,6 +318,7 @@ func Open(ctx context.Context, path, xauthority string) (*Conn, error) {
 	c, err := newConn(ctx, sock, cookie)
 	if err != nil {
 		sock.Close()
+		//lint:ignore ST1005 X is a name
 		return nil, fmt.Errorf("X server %q: %w", path, err)
 	}
 	return c, nil

@@ -79,22 +79,6 @@ func (n *network) start(pod string, anchor int, mode orchestrator.NetworkMode) {
 	}()
 }
 
-// wait returns when the pod's network is there or has failed, with the cause.
-func (n *network) wait(ctx context.Context, pod string) error {
-	n.mu.Lock()
-	job := n.jobs[pod]
-	n.mu.Unlock()
-	if job == nil {
-		return nil
-	}
-	select {
-	case <-job.done:
-		return job.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 func (n *network) connect(ctx context.Context, pod, netns string) (ip string, err error) {
 	list, err := n.join()
 	if err != nil {
