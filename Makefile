@@ -89,15 +89,25 @@ build-deps:
 .PHONY: run test bench lint
 run: build
 	tools/deps run
-	bin/berth up xfce
+	bin/berth up xfce $(UPFLAGS)
+
+# The tests with real sessions share one root, whose images are built while the other tests run already; it stays, as a
+# cache for the next run, until make clean. gotestsum (tools/test/go.mod) counts at the end what passed, failed and was
+# skipped, with the reason.
+TEST_ROOT   ?= /var/tmp/berth-test
+TEST_IMAGES := xvfb x11vnc bus pipewire xfce openbox xvnc pulseaudio xfce-13
 
 test: build
 	tools/deps run test
-	BERTH_LIBEXEC=$(CURDIR)/libexec $(GO) test -timeout 60m $(TESTFLAGS) $(PKGS)
+	$(GO) build -C tools/test -o ../../build/gotestsum gotest.tools/gotestsum
+	(bin/berth --root $(TEST_ROOT) image build $(TEST_IMAGES) >build/images.log 2>&1 || true) & images=$$!; \
+	BERTH_TEST_ROOT=$(TEST_ROOT) BERTH_LIBEXEC=$(CURDIR)/libexec PATH="$$(dirname "$$(tools/go --path)"):$$PATH" \
+		build/gotestsum --format pkgname-and-test-fails --hide-summary=output -- -timeout 60m $(TESTFLAGS) $(PKGS); \
+		wait $$images
 
 bench: build
-	tools/deps run
-	BERTH_LIBEXEC=$(CURDIR)/libexec $(GO) test -run '^$$' -bench . -timeout 60m $(TESTFLAGS) $(PKGS)
+	tools/deps run bench
+	BERTH_TEST_ROOT=$(TEST_ROOT) BERTH_LIBEXEC=$(CURDIR)/libexec $(GO) run ./bench $(BENCHFLAGS)
 
 # staticcheck is pinned by tools/lint/go.mod.
 lint: | build-deps
@@ -125,5 +135,6 @@ uninstall:
 	rm -rf $(DESTDIR)$(PREFIX)/libexec/berth $(DESTDIR)$(PREFIX)/share/doc/berth
 
 clean:
+	if [ -d $(TEST_ROOT) ]; then rm -rf --one-file-system $(TEST_ROOT); fi
 	rm -rf bin libexec build assets/web/node_modules
 	find assets/web/dist -mindepth 1 ! -name .placeholder -delete

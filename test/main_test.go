@@ -20,6 +20,9 @@ import (
 
 var inst *berthtest.Instance
 
+// images are those that the tests start sessions from.
+var images = []string{"xvfb", "x11vnc", "bus", "pipewire", "xfce", "openbox", "xvnc", "pulseaudio", "xfce-13"}
+
 // pictures is where the tests leave screenshots, for people to look at.
 var pictures string
 
@@ -37,6 +40,12 @@ func run(m *testing.M) int {
 	pictures = filepath.Join(filepath.Dir(filepath.Dir(file)), "build", "pictures")
 	if err := os.MkdirAll(pictures, 0o755); err != nil {
 		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	// make has begun with this already; what is there costs a look.
+	r, err := inst.Do(context.Background(), append([]string{"image", "build"}, images...)...)
+	if err != nil || r.Code != 0 {
+		fmt.Fprintf(os.Stderr, "building the images: code %d, %v\n%s\n", r.Code, err, r.Stderr[max(0, len(r.Stderr)-8000):])
 		return 1
 	}
 	code := m.Run()
