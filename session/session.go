@@ -253,12 +253,16 @@ func (s *session) document() api.Session {
 	return d
 }
 
-// addUsage fills in CPU and memory. CPU is the share of one core since the last look.
+// addUsage fills in CPU, memory and the network address. CPU is the share of one core since the last look.
 func (s *session) addUsage(ctx context.Context, d *api.Session) {
 	stats, err := s.m.opt.Engine.Stats(ctx, s.id)
 	if err != nil {
 		s.m.opt.Log.Warn("session usage", "session", s.name, "error", err)
 		return
+	}
+	// The pod's network may come up after the pod.
+	if pod, err := s.m.opt.Engine.Pod(ctx, s.id); err == nil {
+		d.IP = pod.IP
 	}
 	now := time.Now()
 	s.mu.Lock()
