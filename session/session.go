@@ -201,6 +201,9 @@ func (s *session) engineEvent(e orchestrator.Event) {
 		return
 	}
 	if e.Container == "" {
+		if s.state() == api.StateStopping {
+			return
+		}
 		// The anchor holds the namespaces: without it there is no session.
 		s.m.opt.Log.Error("session lost its anchor", "session", s.name, "exit_code", e.ExitCode)
 		go s.end(context.Background(), "the session's anchor process ended")

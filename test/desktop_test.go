@@ -44,18 +44,24 @@ func TestDesktops(t *testing.T) {
 				t.Errorf("size = %s; want 1280x800", s.Display.Size)
 			}
 			c := screen(t, s)
-			waitFor(t, c, x11.WM)
-			waitFor(t, c, x11.Dock)
+			conds := []x11.Condition{x11.WM, x11.Dock}
 			if tc.desktop {
-				waitFor(t, c, x11.Desktop)
+				conds = append(conds, x11.Desktop)
 			}
+			waitFor(t, c, conds...)
 			for _, w := range windows(t, c) {
 				if w.Mapped && w.Is("DIALOG") {
 					t.Errorf("a dialog nobody asked for: %q", w.Title)
 				}
 			}
-			img := shot(t, s.Name, tc.name)
-			lookAt(t, c, img)
+			// A mapped window is drawn a moment later.
+			berthtest.WaitUntil(t, "a drawn desktop", func() bool {
+				amiss := lookAt(t, c, shot(t, s.Name, tc.name))
+				if amiss != "" {
+					t.Log(amiss)
+				}
+				return amiss == ""
+			})
 		})
 	}
 }
@@ -77,19 +83,21 @@ func shot(t testing.TB, session, name string) image.Image {
 	return img
 }
 
-// lookAt checks what a person would see first: every panel has something drawn on it, and the rest is no empty grey.
-func lookAt(t testing.TB, c *x11.Conn, img image.Image) {
+// lookAt checks what a person would see first: every panel has something drawn on it, and the rest is no empty grey. It
+// returns what is amiss.
+func lookAt(t testing.TB, c *x11.Conn, img image.Image) string {
 	t.Helper()
 	for _, w := range windows(t, c) {
 		if w.Mapped && w.Is("DOCK") && w.Bounds.Dx() > 50 && w.Bounds.Dy() > 10 {
 			if n := colours(img, w.Bounds); n < 16 {
-				t.Errorf("panel at %v shows %d colours", w.Bounds, n)
+				return fmt.Sprintf("panel at %v shows %d colours", w.Bounds, n)
 			}
 		}
 	}
 	if n := colours(img, img.Bounds()); n < 64 {
-		t.Errorf("the screen shows %d colours; there is no wallpaper", n)
+		return fmt.Sprintf("the screen shows %d colours; there is no wallpaper", n)
 	}
+	return ""
 }
 
 func colours(img image.Image, r image.Rectangle) int {
@@ -201,8 +209,7 @@ func TestSession(t *testing.T) {
 			return now.State == api.StateRunning && component(t, now, "display").PID != before.PID
 		})
 		c := screen(t, s)
-		waitFor(t, c, x11.WM)
-		waitFor(t, c, x11.Dock)
+		waitFor(t, c, x11.WM, x11.Dock)
 	})
 
 	t.Run("a_killed_daemon_finds_its_session_again", func(t *testing.T) {

@@ -74,8 +74,8 @@ func screen(t testing.TB, s api.Session) *x11.Conn {
 	return c
 }
 
-// waitFor waits until cond holds on a session's screen.
-func waitFor(t testing.TB, c *x11.Conn, cond x11.Condition) {
+// waitFor waits until all conditions hold on a session's screen. A connection has one watcher at a time.
+func waitFor(t testing.TB, c *x11.Conn, conds ...x11.Condition) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), berthtest.Patience)
 	defer cancel()
@@ -84,8 +84,10 @@ func waitFor(t testing.TB, c *x11.Conn, cond x11.Condition) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	if err := w.Wait(ctx, cond); err != nil {
-		t.Fatal(err)
+	for _, cond := range conds {
+		if err := w.Wait(ctx, cond); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -32,9 +32,7 @@ func TestTwenty(t *testing.T) {
 	seen := map[string]string{}
 	for i, s := range sessions {
 		c := screen(t, s)
-		waitFor(t, c, x11.WM)
-		waitFor(t, c, x11.Dock)
-		waitFor(t, c, x11.Desktop)
+		waitFor(t, c, x11.WM, x11.Dock, x11.Desktop)
 		// Its own bus, with its own ID, and its own sound.
 		id := strings.TrimSpace(inst.Exec(t, s.Name, "panel", "dbus-send", "--print-reply=literal", "--dest=org.freedesktop.DBus",
 			"/org/freedesktop/DBus", "org.freedesktop.DBus.GetId"))
