@@ -243,7 +243,7 @@ func TestBrowserDesktop(t *testing.T) {
 			s := &realSessions{screens: map[string]*realX{"tide": x}}
 			s.set(x.session("tide"))
 			g := newGateway(t, s, pages)
-			if err := g.Start(); err != nil {
+			if err := g.start(); err != nil {
 				t.Fatal(err)
 			}
 			sess, _ := s.Get("tide")
@@ -379,7 +379,7 @@ func TestBrowserList(t *testing.T) {
 	starting.State = "starting"
 	s.set(starting)
 	g := newGateway(t, s, pages)
-	if err := g.Start(); err != nil {
+	if err := g.start(); err != nil {
 		t.Fatal(err)
 	}
 	b := newTab(t, 1100, 760, "status of 401", "status of 503", "ERR_CONNECTION_REFUSED")
@@ -447,7 +447,7 @@ func TestBrowserTouchKeyboard(t *testing.T) {
 	s := &realSessions{screens: map[string]*realX{"tide": x}}
 	s.set(x.session("tide"))
 	g := newGateway(t, s, pages)
-	if err := g.Start(); err != nil {
+	if err := g.start(); err != nil {
 		t.Fatal(err)
 	}
 	sess, _ := s.Get("tide")

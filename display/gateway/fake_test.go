@@ -242,7 +242,17 @@ func newGateway(t testing.TB, s Sessions, change ...func(*Config)) *Gateway {
 			t.Errorf("close: %v", err)
 		}
 	})
+	g.Serve() // VNC; a web listener comes with start
 	return g
+}
+
+// start listens and serves.
+func (g *Gateway) start() error {
+	if err := g.Listen(); err != nil {
+		return err
+	}
+	g.Serve()
+	return nil
 }
 
 func fakeSession(name, socket string) Session {

@@ -99,14 +99,17 @@ type Gateway struct {
 	ctx      context.Context // ends with Close
 	cancel   context.CancelFunc
 	running  sync.WaitGroup // every goroutine the gateway started
+	serving  chan struct{}  // closed by Serve
 
 	mu         sync.Mutex
 	closed     bool                    // guarded by mu, as is all that follows
 	vnc        map[string]*vncListener // by session name
 	viewers    map[*viewer]struct{}
 	handshakes int
-	web        *http.Server
+	web        *http.Server // nil before Listen
+	listener   net.Listener
 	webAddr    net.Addr
+	webServing bool
 	cert       *certificate // nil without TLS
 }
 
@@ -142,14 +145,14 @@ func New(cfg Config, s Sessions) (*Gateway, error) {
 	g := &Gateway{
 		cfg: cfg, sessions: s, log: cfg.Log, limits: defaultLimits, logins: l, pages: pages,
 		vncTries: newThrottle(), webTries: newThrottle(), thumbs: newThumbs(s),
-		vnc: map[string]*vncListener{}, viewers: map[*viewer]struct{}{},
+		serving: make(chan struct{}), vnc: map[string]*vncListener{}, viewers: map[*viewer]struct{}{},
 	}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	return g, nil
 }
 
-// Start begins to serve HTTP or, with Config.TLS, HTTPS. URL tells where.
-func (g *Gateway) Start() error {
+// Listen opens the HTTP or, with Config.TLS, HTTPS listener: from now on URL tells where. Whoever connects waits for Serve.
+func (g *Gateway) Listen() error {
 	host, portText, err := net.SplitHostPort(g.cfg.Web)
 	if err != nil {
 		return fmt.Errorf("gateway address %q: %w; write it as 127.0.0.1:6080", g.cfg.Web, err)
@@ -162,6 +165,11 @@ func (g *Gateway) Start() error {
 	if err != nil {
 		return fmt.Errorf("gateway: %w", err)
 	}
+	cert, err := g.cfg.TLS.load(host)
+	if err != nil {
+		ln.Close()
+		return err
+	}
 	srv := &http.Server{
 		Handler:           g.handler(),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -171,11 +179,6 @@ func (g *Gateway) Start() error {
 		MaxHeaderBytes:    32 << 10,
 		BaseContext:       func(net.Listener) context.Context { return g.ctx },
 		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
-	}
-	cert, err := g.cfg.TLS.load(host)
-	if err != nil {
-		ln.Close()
-		return err
 	}
 	var serve net.Listener = ln
 	if cert != nil {
@@ -189,22 +192,38 @@ func (g *Gateway) Start() error {
 	defer g.mu.Unlock()
 	if g.closed || g.web != nil {
 		ln.Close()
-		return errors.New("gateway: is started or closed already")
+		return errors.New("gateway: listens or is closed already")
 	}
-	g.web, g.webAddr, g.cert = srv, ln.Addr(), cert
+	g.web, g.listener, g.webAddr, g.cert = srv, serve, ln.Addr(), cert
+	return nil
+}
+
+// Serve begins to answer, over VNC and, after Listen, over HTTP. Sessions must be ready to be asked.
+func (g *Gateway) Serve() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	select {
+	case <-g.serving:
+	default:
+		close(g.serving)
+	}
+	srv, ln := g.web, g.listener
+	if g.closed || srv == nil || g.webServing {
+		return
+	}
+	g.webServing = true
 	g.running.Go(func() {
-		if err := srv.Serve(serve); !errors.Is(err, http.ErrServerClosed) {
+		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 			g.log.Error("gateway stopped serving", "error", err)
 		}
 	})
-	return nil
 }
 
 // Close ends all listeners and connections and returns when everything the gateway started has ended.
 func (g *Gateway) Close() error {
 	g.mu.Lock()
 	g.closed = true
-	web := g.web
+	web, ln := g.web, g.listener
 	for _, l := range g.vnc {
 		l.Close()
 	}
@@ -213,13 +232,14 @@ func (g *Gateway) Close() error {
 	g.cancel()
 	var err error
 	if web != nil {
+		ln.Close() // the server knows it only if Serve was called
 		err = web.Close()
 	}
 	g.running.Wait()
 	return err
 }
 
-// URL is the base URL of the web page, without a trailing slash; "" before Start.
+// URL is the base URL of the web page, without a trailing slash; "" before Listen.
 func (g *Gateway) URL() string {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -21,7 +21,8 @@ type vncListener struct {
 	session string // name
 }
 
-// OpenVNC begins to serve the session called name over VNC and returns the address, "host:port". port 0 means the first
+// OpenVNC begins to listen for viewers of the session called name and returns the address, "host:port"; they are served
+// once Serve has been called. port 0 means the first
 // free one from Config.VNCBase on; another is tried first, and with exact nothing else. A session that is open already
 // keeps its listener.
 func (g *Gateway) OpenVNC(name string, port int, exact bool) (string, error) {
@@ -59,6 +60,11 @@ func (g *Gateway) OpenVNC(name string, port int, exact bool) (string, error) {
 }
 
 func (g *Gateway) acceptVNC(l *vncListener) {
+	select {
+	case <-g.serving:
+	case <-g.ctx.Done():
+		return
+	}
 	for {
 		c, err := l.AcceptTCP()
 		if errors.Is(err, net.ErrClosed) {

@@ -238,7 +238,7 @@ func TestVNCLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, beforeFD := runtime.NumGoroutine(), fds()
-	if err := g.Start(); err != nil {
+	if err := g.start(); err != nil {
 		t.Fatal(err)
 	}
 	addr := openVNC(t, g, "one")

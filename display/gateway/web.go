@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,6 +62,13 @@ func (g *Gateway) handler() http.Handler {
 	mux.HandleFunc("GET /ws/{name}", g.withSession(g.serveWS))
 
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// A panic is a bug that must be seen; net/http would end the connection and tell the debug log only.
+		defer func() {
+			if p := recover(); p != nil {
+				g.log.Error("gateway request panicked", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+				panic(http.ErrAbortHandler)
+			}
+		}()
 		securityHeaders(w.Header())
 		if !hostAllowed(r.Host, g.cfg.AllowedHosts) {
 			fail(w, http.StatusMisdirectedRequest, api.Error{Code: "forbidden",

@@ -116,7 +116,7 @@ func startWeb(t testing.TB, change ...func(*Config)) (*Gateway, *fakeSessions, *
 	s.set(fakeSession("one", srv.path))
 	s.set(fakeSession("two", srv.path))
 	g := newGateway(t, s, append([]func(*Config){testPages}, change...)...)
-	if err := g.Start(); err != nil {
+	if err := g.start(); err != nil {
 		t.Fatal(err)
 	}
 	return g, s, srv
@@ -207,7 +207,7 @@ func TestLoginsSurvive(t *testing.T) {
 		t.Fatalf("login file: %v, %v; want mode 0600", st.Mode(), err)
 	}
 	again := newGateway(t, s, testPages, keep)
-	if err := again.Start(); err != nil {
+	if err := again.start(); err != nil {
 		t.Fatal(err)
 	}
 	if b.base != again.URL() {
@@ -374,7 +374,7 @@ func TestPages(t *testing.T) {
 		t.Errorf("HEAD / = %s %q", head.Status, body)
 	}
 	bare := newGateway(t, &fakeSessions{})
-	if err := bare.Start(); err != nil {
+	if err := bare.start(); err != nil {
 		t.Fatal(err)
 	}
 	if res, body := newBrowser(t, bare).do("GET", "/", ""); res.StatusCode != 503 || !strings.Contains(body, "make web") {
@@ -598,7 +598,7 @@ func TestTLS(t *testing.T) {
 	third := newGateway(t, &fakeSessions{}, func(c *Config) {
 		c.TLS = TLS{Cert: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem")}
 	})
-	if err := third.Start(); err != nil {
+	if err := third.start(); err != nil {
 		t.Fatal(err)
 	}
 	before := third.Fingerprint()
@@ -618,12 +618,50 @@ func TestTLS(t *testing.T) {
 		"mismatch": {Cert: filepath.Join(dir, "key.pem"), Key: filepath.Join(dir, "key.pem")},
 	} {
 		g := newGateway(t, &fakeSessions{}, func(c *Config) { c.TLS = bad })
-		if err := g.Start(); err == nil || !strings.Contains(err.Error(), "gateway tls") {
+		if err := g.start(); err == nil || !strings.Contains(err.Error(), "gateway tls") {
 			t.Errorf("%s: Start = %v; want an error", name, err)
 		}
 		if g.URL() != "" {
 			t.Errorf("%s: listens on %s all the same", name, g.URL())
 		}
+	}
+}
+
+// What connects before Serve waits for it: a daemon that adopts its sessions must not tell viewers that there are none.
+func TestServeLater(t *testing.T) {
+	srv := newFakeVNC(t)
+	s := &fakeSessions{}
+	g, err := New(Config{Web: "127.0.0.1:16080", VNCBase: 15900}, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if err := g.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	addr := openVNC(t, g, "one")
+	viewer := make(chan error, 1)
+	go func() {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			defer c.Close()
+			err = viewerHandshake(c, "secret-one", 1)
+		}
+		viewer <- err
+	}()
+	b := newBrowser(t, g)
+	status := make(chan int, 1)
+	go func() {
+		res, _ := b.do("POST", "/login", `{"token":"token-one"}`)
+		status <- res.StatusCode
+	}()
+	s.set(fakeSession("one", srv.path))
+	g.Serve()
+	if err := within(t, "the viewer", viewer); err != nil {
+		t.Error(err)
+	}
+	if code := within(t, "the browser", status); code != 200 {
+		t.Errorf("login: %d; want 200", code)
 	}
 }
 
@@ -636,21 +674,21 @@ func TestWebPort(t *testing.T) {
 	at := func(exact bool) func(*Config) {
 		return func(c *Config) { c.Web, c.WebExact = taken.Addr().String(), exact }
 	}
-	if err := newGateway(t, &fakeSessions{}, at(true)).Start(); err == nil || !strings.Contains(err.Error(), "taken") {
+	if err := newGateway(t, &fakeSessions{}, at(true)).start(); err == nil || !strings.Contains(err.Error(), "taken") {
 		t.Errorf("exact port that is taken: %v; want an error", err)
 	}
 	g := newGateway(t, &fakeSessions{}, at(false))
-	if err := g.Start(); err != nil {
+	if err := g.start(); err != nil {
 		t.Fatal(err)
 	}
 	if g.URL() == "http://"+taken.Addr().String() {
 		t.Error("two listeners on one port")
 	}
-	if err := g.Start(); err == nil {
+	if err := g.start(); err == nil {
 		t.Error("started twice")
 	}
 	for _, bad := range []string{"127.0.0.1", "127.0.0.1:x", "127.0.0.1:99999", "nonexistent.invalid:0"} {
-		if err := newGateway(t, &fakeSessions{}, func(c *Config) { c.Web = bad }).Start(); err == nil {
+		if err := newGateway(t, &fakeSessions{}, func(c *Config) { c.Web = bad }).start(); err == nil {
 			t.Errorf("address %q: no error", bad)
 		}
 	}

@@ -80,17 +80,22 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	admin, err := gateway.LoadToken(filepath.Join(l.State, "admin-token"))
+	if err != nil {
+		return err
+	}
 	d := &doors{}
 	gw, err := gateway.New(gateway.Config{Web: cfg.Gateway.Listen, WebExact: cfg.Gateway.Listen != "",
 		VNCHost: cfg.Gateway.VNCHost, VNCBase: cfg.Gateway.VNCPort, AllowedHosts: cfg.Gateway.Hosts,
 		TLS: gateway.TLS{Cert: cfg.Gateway.TLSCert, Key: cfg.Gateway.TLSKey, SelfSigned: cfg.Gateway.TLSSelfSigned,
 			Dir: filepath.Join(l.State, "tls"), Hosts: cfg.Gateway.Hosts}, LoginFile: filepath.Join(l.Run, "logins.json"),
-		Pages: web.Files(), Log: log}, d)
+		AdminToken: admin, Pages: web.Files(), Log: log}, d)
 	if err != nil {
 		return err
 	}
 	d.gw = gw
-	if err := gw.Start(); err != nil {
+	// Adopted sessions need the gateway's address, the gateway needs the manager to answer: first listen, last serve.
+	if err := gw.Listen(); err != nil {
 		return err
 	}
 	defer gw.Close()
@@ -99,6 +104,8 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 		return err
 	}
 	defer manager.Close()
+	d.manager = manager
+	gw.Serve()
 
 	listener, err := server.Listen(l.APISocket(), server.Group)
 	if err != nil {
