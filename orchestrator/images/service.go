@@ -369,7 +369,8 @@ func (s *Service) Prune(ctx context.Context) (_ int64, err error) {
 		}
 		s.event("image.removed", img.Ref)
 	}
-	// Cache mounts (downloaded packages) lie outside the store; only BuildKit knows their size.
+	// The store counts what is finished. What BuildKit can still write to, above all the cache of downloaded packages,
+	// only BuildKit knows the size of.
 	var cache int64
 	bk, hangUp, err := s.buildkit(ctx)
 	if err != nil {
@@ -381,7 +382,7 @@ func (s *Service) Prune(ctx context.Context) (_ int64, err error) {
 	go func() {
 		defer close(done)
 		for u := range freed {
-			if u.RecordType == bkclient.UsageRecordTypeCacheMount || !measured {
+			if u.Mutable || !measured {
 				cache += u.Size
 			}
 		}
@@ -402,5 +403,5 @@ func (s *Service) Prune(ctx context.Context) (_ int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	return max(before-after, cache, 0), nil
+	return max(before-after, 0) + cache, nil
 }
