@@ -34,6 +34,12 @@ const deadline = 3 * time.Minute
 // realLayout is the layout of an instance below a new directory. It skips where the programs cannot run.
 func realLayout(t *testing.T) paths.Layout {
 	t.Helper()
+	return realLayoutOf(t, 0)
+}
+
+// realLayoutOf is realLayout with a root of so many bytes, if that is more than needed.
+func realLayoutOf(t *testing.T, length int) paths.Layout {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("containerd needs root")
 	}
@@ -42,9 +48,10 @@ func realLayout(t *testing.T) paths.Layout {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := paths.New(root)
+	l, err := paths.New(filepath.Join(root, strings.Repeat("r", max(0, length-len(root)-1))))
 	if err != nil {
-		t.Fatal(err)
+		os.Remove(root)
+		t.Skipf("the directory for temporary files is too long: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(l.Libexec, "containerd")); err != nil {
 		os.Remove(root)
@@ -223,6 +230,25 @@ func TestDeadContainerdComesBack(t *testing.T) {
 		t.Errorf("the container after three deaths of containerd: %v, %v", st, err)
 	}
 	removeSleep(t, ctx, c, task)
+}
+
+// TestLongRoot: where Run is too long for the shims' sockets they lie elsewhere, and are gone all the same.
+func TestLongRoot(t *testing.T) {
+	l := realLayoutOf(t, 40)
+	if strings.HasPrefix(shimSockets(l), l.Root) {
+		t.Fatalf("sockets of shims in %q; the root %q is meant to be too long", shimSockets(l), l.Root)
+	}
+	e := start(t, Options{Layout: l})
+	c, ctx := connect(t, e)
+	task := runSleep(t, ctx, c, l)
+	if left, err := os.ReadDir(shimSockets(l)); err != nil || len(left) == 0 {
+		t.Errorf("sockets of shims: %v, %v; want one", left, err)
+	}
+	removeSleep(t, ctx, c, task)
+	stop(t, e)
+	if _, err := os.Stat(filepath.Dir(shimSockets(l))); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("directory of the shims' sockets after Stop: %v", err)
+	}
 }
 
 func TestContainersOutliveTheEngine(t *testing.T) {
