@@ -764,7 +764,8 @@ func (s *suite) exec(t *testing.T) {
 	wantClass(t, "created container", err, orchestrator.ErrState)
 
 	// A cancelled exec is gone when Exec returns.
-	before := s.processes(t, pod, "c")
+	const before = 3 // the anchor, this container's process, and that of the created one, which waits
+	eventually(t, "earlier execs are gone", func() bool { return s.processes(t, pod, "c") == before })
 	r, w := io.Pipe()
 	ectx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
@@ -1062,13 +1063,16 @@ func (s *suite) limits(t *testing.T) {
 
 	// Of the pod as a whole.
 	pod = s.newPod(t, func(p *orchestrator.PodSpec) {
-		p.Limits = orchestrator.Limits{Memory: 96 << 20, PIDs: 60, CPUs: 1.5}
+		p.Limits = orchestrator.Limits{Memory: 96 << 20, PIDs: 100, CPUs: 1.5}
 	})
 	s.run(t, pod, s.spec("fits", "memory", "32"))
 	s.logged(t, pod, "fits", "ready")
-	s.run(t, pod, s.spec("crowd", "spawn", "100"))
+	s.run(t, pod, s.spec("crowd", "spawn", "200"))
 	if st := s.exited(t, pod, "crowd"); st.ExitCode == 0 {
 		t.Error("more processes than the pod's limit")
+	}
+	if err := s.Engine.RemoveContainer(ctx, pod, "crowd"); err != nil {
+		t.Fatal(err)
 	}
 	if s.Local {
 		// Over the limit together; the kernel chooses whom to kill.

@@ -17,7 +17,9 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	t.Run("overlayfs", func(t *testing.T) { runSuite(t, "overlayfs") })
+	for _, snapshotter := range []string{"overlayfs", "native", "btrfs"} {
+		t.Run(snapshotter, func(t *testing.T) { runSuite(t, snapshotter) })
+	}
 }
 
 func runSuite(t *testing.T, snapshotter string) {

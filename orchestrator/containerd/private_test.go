@@ -3,6 +3,7 @@ package containerd
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -54,6 +55,10 @@ func newHost(t testing.TB, snapshotter string) *host {
 			t.Fatal(err)
 		}
 	}
+	unmount := func() error { return nil }
+	if snapshotter == "btrfs" {
+		unmount = mountBtrfs(t, root, filepath.Join(layout.State, "containerd", "io.containerd.snapshotter.v1.btrfs"))
+	}
 	t.Cleanup(func() {
 		h.kill(syscall.SIGTERM)
 		if t.Failed() {
@@ -62,12 +67,32 @@ func newHost(t testing.TB, snapshotter string) *host {
 				t.Logf("containerd's log:\n%s", log[max(0, len(log)-tail):])
 			}
 		}
+		if err := unmount(); err != nil {
+			t.Error(err)
+		}
 		if err := os.RemoveAll(root); err != nil {
 			t.Error(err)
 		}
 	})
 	h.start(t)
 	return h
+}
+
+// mountBtrfs mounts a new btrfs from a file below dir.
+func mountBtrfs(t testing.TB, dir, target string) (unmount func() error) {
+	t.Helper()
+	image := filepath.Join(dir, "btrfs.img")
+	const size = 512 << 20
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, size), os.MkdirAll(target, 0o711)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range [][]string{{"mkfs.btrfs", "-q", image}, {"mount", "-o", "loop", image, target}} {
+		if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
+			os.RemoveAll(dir)
+			t.Skipf("no btrfs here: %v: %v: %s", c, err, out)
+		}
+	}
+	return func() error { return exec.Command("umount", target).Run() }
 }
 
 func (h *host) start(t testing.TB) {
