@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"berth/internal/paths"
 	"berth/orchestrator"
 	"berth/session/api"
 
@@ -227,7 +228,7 @@ func TestBrokenUserRecipe(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "mine", "Dockerfile"), []byte("FROMM x\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(Options{Recipes: testRecipes(), UserRecipes: dir})
+	s, err := New(Options{Layout: paths.Layout{Run: t.TempDir()}, Recipes: testRecipes(), UserRecipes: dir})
 	if err != nil {
 		t.Fatal(err)
 	}

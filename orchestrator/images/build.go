@@ -196,7 +196,10 @@ func (s *Service) solve(ctx context.Context, t *target, b base, noCache bool, re
 	defer hangUp()
 	dir := t.recipe.dir
 	if dir == "" {
-		if dir, err = os.MkdirTemp("", "berth-recipe-"); err != nil {
+		if err := os.MkdirAll(s.scratch(), 0o700); err != nil {
+			return fail(err)
+		}
+		if dir, err = os.MkdirTemp(s.scratch(), t.name()+"-"); err != nil {
 			return fail(err)
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()

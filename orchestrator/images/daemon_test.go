@@ -359,6 +359,9 @@ func TestBuildCancelled(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("Build = %v; want it cancelled", err)
 	}
+	if left, err := os.ReadDir(filepath.Join(in.layout.Run, "recipes")); err != nil || len(left) > 0 {
+		t.Errorf("left by the cancelled build: %v, %v", left, err)
+	}
 	if _, err := in.engine.Images().Get(t.Context(), "localhost/berth/slow:latest"); !errors.Is(err, orchestrator.ErrNotFound) {
 		t.Errorf("Get = %v; want no image", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -89,6 +90,10 @@ func New(opt Options) (*Service, error) {
 		}
 	}
 	s.builtin = sync.OnceValues(func() (map[string]*recipe, error) { return loadRecipes(opt.Recipes, "") })
+	// A killed daemon's; an instance has one daemon at a time, and none builds before this returns.
+	if err := os.RemoveAll(s.scratch()); err != nil {
+		return nil, fmt.Errorf("recipes: %w", err)
+	}
 	// A mistake in a recipe of the user's is reported when images are asked for; it does not keep a daemon from starting.
 	builtin, err := s.builtin()
 	if err != nil {
@@ -142,6 +147,9 @@ func (s *Service) book() (*book, error) {
 	}
 	return newBook(all)
 }
+
+// scratch is where built-in recipes are written for BuildKit to read.
+func (s *Service) scratch() string { return filepath.Join(s.opt.Layout.Run, "recipes") }
 
 func (s *Service) event(what, ref string) {
 	if s.opt.Event != nil {
