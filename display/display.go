@@ -1,7 +1,7 @@
 // Package display defines what shows a session: an X server, and the VNC server by which it is seen from outside.
 //
-// A Server is a driver: it turns a profile's [display] table into the components that provide the roles display and vnc. Drivers are pure; they
-// look at the host only to find out whether they can work on it. What all of them keep:
+// A Server is a driver: it turns a profile's [display] table into the components that provide the roles display and
+// vnc. Drivers are pure; they look at the host only to find out whether they can work on it. What all of them keep:
 //
 //   - the X server is display :0, listens on /tmp/.X11-unix/X0 only (no TCP, no abstract socket), and admits whoever
 //     has the session's cookie in /run/berth/Xauthority
@@ -65,8 +65,10 @@ func Unavailable(server, format string, args ...any) error {
 // Component is what the display component of every driver has in common.
 func Component(image string, command []string) profiles.Component {
 	return profiles.Component{
-		Name: "display", Image: image, Command: command, Provides: []string{"display"}, Needs: []string{profiles.WireX11}, // not the home
-		Ready: []profiles.Probe{{Kind: "x11"}}, Timeout: 30 * time.Second, Restart: profiles.RestartAlways, Stop: 5 * time.Second,
+		Name: "display", Image: image, Command: command, Provides: []string{"display"},
+		Needs: []string{profiles.WireX11}, // which leaves out the home
+		Ready: []profiles.Probe{{Kind: "x11"}}, Timeout: 30 * time.Second,
+		Restart: profiles.RestartAlways, Stop: 5 * time.Second,
 	}
 }
 
@@ -80,7 +82,8 @@ func CommonFlags() []string {
 // and reads it through MIT-SHM, which the session's shared IPC namespace allows.
 func X11VNC() profiles.Component {
 	return profiles.Component{
-		Name: "vnc", Image: "x11vnc", Provides: []string{"vnc"}, Needs: []string{profiles.WireX11}, After: []string{"display"},
+		Name: "vnc", Image: "x11vnc", Provides: []string{"vnc"},
+		Needs: []string{profiles.WireX11}, After: []string{"display"},
 		Command: []string{"x11vnc",
 			"-display", ":0", "-auth", Xauthority,
 			"-unixsock", VNCSocket, "-rfbport", "0", "-rfbportv6", "-1", // the second port is 5900 unless it is told not to
@@ -92,6 +95,7 @@ func X11VNC() profiles.Component {
 			"-wait", "10", "-defer", "1",
 			"-ncache", "0", "-q",
 		},
-		Ready: []profiles.Probe{{Kind: "vnc"}}, Timeout: 30 * time.Second, Restart: profiles.RestartAlways, Stop: 2 * time.Second,
+		Ready: []profiles.Probe{{Kind: "vnc"}}, Timeout: 30 * time.Second,
+		Restart: profiles.RestartAlways, Stop: 2 * time.Second,
 	}
 }

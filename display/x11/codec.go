@@ -15,10 +15,10 @@ import (
 // How xgb is used.
 //
 // xgb encodes requests and decodes replies; it does not own the connection. Left to itself it has properties that a
-// daemon with many sessions cannot live with: it takes the cookie from $XAUTHORITY only; requests in flight when the server dies
-// never return; a request after that, or a second Close, panics; every connection leaves two goroutines and 100 KiB
-// behind for good; extensions register their events and errors in global maps, unlocked, under the numbers of whichever
-// server came last; and a server that lies about a reply's length makes it panic.
+// daemon with many sessions cannot live with: it takes the cookie from $XAUTHORITY only; requests in flight when the
+// server dies never return; a request after that, or a second Close, panics; every connection leaves two goroutines
+// and 100 KiB behind for good; extensions register their events and errors in global maps, unlocked, under the numbers
+// of whichever server came last; and a server that lies about a reply's length makes it panic.
 //
 // So xgb gets a codec, a net.Conn that never fails. It answers xgb's own handshake from a constant, then carries
 // packets between xgb and the server it is attached to. When the server is gone it answers what is still open, and

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -183,7 +184,7 @@ func TestSetupErrors(t *testing.T) {
 		"long reason":    append([]byte{0, 255, 11, 0, 0, 0, 1, 0}, "nope"...),
 		"authenticate":   {2, 0, 11, 0, 0, 0, 0, 0},
 		"short success":  {1, 0, 11, 0, 0, 0, 0, 0},
-		"lies about all": append([]byte{1, 0, 11, 0, 0, 0, 8, 0}, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"...),
+		"lies about all": append([]byte{1, 0, 11, 0, 0, 0, 8, 0}, strings.Repeat("\xff", 32)...),
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

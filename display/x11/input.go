@@ -143,7 +143,8 @@ func (c *Conn) Key(ctx context.Context, sym xproto.Keysym, modifiers ...xproto.K
 					}
 					if ok = empty; ok {
 						p = press{code: byte(first) + byte(i)}
-						if err := xproto.ChangeKeyboardMappingChecked(x, 1, xproto.Keycode(p.code), 1, []xproto.Keysym{s}).Check(); err != nil {
+						change := xproto.ChangeKeyboardMappingChecked(x, 1, xproto.Keycode(p.code), 1, []xproto.Keysym{s})
+						if err := change.Check(); err != nil {
 							return nil, fmt.Errorf("keyboard mapping: %w", err)
 						}
 					}

@@ -39,8 +39,8 @@ func (s Size) DPI() int {
 // String is "1920x1080".
 func (s Size) String() string { return fmt.Sprintf("%dx%d", s.Width, s.Height) }
 
-// Size returns the screen's current size. X tells the physical size in the connection setup only, so it is unknown after
-// a change; a new connection knows.
+// Size returns the screen's current size. X tells the physical size in the connection setup only, so it is unknown
+// after a change; a new connection knows.
 func (c *Conn) Size(ctx context.Context) (Size, error) {
 	return call(ctx, c, func(x *xgb.Conn) (Size, error) {
 		g, err := xproto.GetGeometry(x, xproto.Drawable(c.screen.Root)).Reply()
@@ -56,7 +56,8 @@ func (c *Conn) Size(ctx context.Context) (Size, error) {
 }
 
 // Resize gives the screen a size in pixels, through RandR 1.2, and its physical size such that the resolution is dpi.
-// Any size from MinWidth x MinHeight up to MaxWidth x MaxHeight or the server's largest will do, odd ones included. Clients see one change.
+// Any size from MinWidth x MinHeight up to MaxWidth x MaxHeight or the server's largest will do, odd ones included.
+// Clients see one change.
 func (c *Conn) Resize(ctx context.Context, width, height, dpi int) error {
 	if width < MinWidth || height < MinHeight {
 		return fmt.Errorf("%w: %dx%d is smaller than %dx%d", ErrSize, width, height, MinWidth, MinHeight)
@@ -87,7 +88,8 @@ func (c *Conn) resize(x *xgb.Conn, width, height, dpi int) (err error) {
 		return fmt.Errorf("randr limits: %w", err)
 	}
 	if width > int(limits.MaxWidth) || height > int(limits.MaxHeight) {
-		return fmt.Errorf("%w: %dx%d is larger than this server's %dx%d", ErrSize, width, height, limits.MaxWidth, limits.MaxHeight)
+		return fmt.Errorf("%w: %dx%d is larger than this server's %dx%d",
+			ErrSize, width, height, limits.MaxWidth, limits.MaxHeight)
 	}
 	// While the server is grabbed no client sees the steps in between.
 	xproto.GrabServer(x)
@@ -132,7 +134,8 @@ func (c *Conn) resize(x *xgb.Conn, width, height, dpi int) (err error) {
 			return err
 		}
 	}
-	set, err := randr.SetCrtcConfig(x, crtc, xproto.TimeCurrentTime, res.ConfigTimestamp, 0, 0, mode, randr.RotationRotate0, []randr.Output{output}).Reply()
+	set, err := randr.SetCrtcConfig(x, crtc, xproto.TimeCurrentTime, res.ConfigTimestamp, 0, 0, mode,
+		randr.RotationRotate0, []randr.Output{output}).Reply()
 	if err != nil || set.Status != randr.SetConfigSuccess {
 		_ = setSize(int(geom.Width), int(geom.Height))
 		if made {
@@ -193,7 +196,8 @@ func berthMode(res *randr.GetScreenResourcesReply, m randr.Mode) bool {
 }
 
 // findMode returns a mode of the output with the given size, made if need be.
-func findMode(x *xgb.Conn, root xproto.Window, res *randr.GetScreenResourcesReply, output randr.Output, info *randr.GetOutputInfoReply, width, height int) (m randr.Mode, made bool, err error) {
+func findMode(x *xgb.Conn, root xproto.Window, res *randr.GetScreenResourcesReply, output randr.Output,
+	info *randr.GetOutputInfoReply, width, height int) (m randr.Mode, made bool, err error) {
 	for _, id := range info.Modes {
 		for _, mi := range res.Modes {
 			if randr.Mode(mi.Id) == id && int(mi.Width) == width && int(mi.Height) == height {

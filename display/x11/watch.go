@@ -123,7 +123,8 @@ func (w *Watcher) event(ev xgb.Event) {
 		if a != w.c.atom(atomCheck) && a != w.c.atom(atomType) && a != w.c.atom(atomClientList) && a != xproto.AtomWmClass {
 			return
 		}
-	case xproto.CreateNotifyEvent, xproto.MapNotifyEvent, xproto.UnmapNotifyEvent, xproto.DestroyNotifyEvent, xproto.ReparentNotifyEvent:
+	case xproto.CreateNotifyEvent, xproto.DestroyNotifyEvent, xproto.MapNotifyEvent, xproto.UnmapNotifyEvent,
+		xproto.ReparentNotifyEvent:
 	default:
 		return
 	}
@@ -142,7 +143,8 @@ func (w *Watcher) run(ctx context.Context) {
 	})
 	for err == nil {
 		var s screenState
-		if s, err = call(ctx, w.c, func(x *xgb.Conn) (screenState, error) { return w.c.scan(x, watched, false) }); err != nil {
+		s, err = call(ctx, w.c, func(x *xgb.Conn) (screenState, error) { return w.c.scan(x, watched, false) })
+		if err != nil {
 			break
 		}
 		w.mu.Lock()

@@ -124,7 +124,8 @@ func (c *Conn) scan(x *xgb.Conn, watch map[xproto.Window]bool, detail bool) (scr
 
 // look describes the windows ids and, depth levels deep, those below them that are clients of the window manager or
 // have a type. All requests about one level travel together.
-func (c *Conn) look(x *xgb.Conn, ids []xproto.Window, clients, watch map[xproto.Window]bool, detail bool, depth int) []Window {
+func (c *Conn) look(x *xgb.Conn, ids []xproto.Window, clients, watch map[xproto.Window]bool, detail bool,
+	depth int) []Window {
 	type ask struct {
 		attr             xproto.GetWindowAttributesCookie
 		geom             xproto.GetGeometryCookie

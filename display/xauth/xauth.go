@@ -1,8 +1,9 @@
 // Package xauth reads and writes Xauthority files, the list of secrets by which X servers know their clients.
 //
 // The format is libXau's (Xau(3), Xauth.h): a sequence of entries, each a big-endian 16-bit family and four strings led
-// by a big-endian 16-bit length: address, display number, protocol name, data. Berth writes one entry per session, with the family
-// FamilyWild and an empty address: it matches whatever the host name is, so the one file serves every container.
+// by a big-endian 16-bit length: address, display number, protocol name, data. Berth writes one entry per session, with
+// the family FamilyWild and an empty address: it matches whatever the host name is, so the one file serves every
+// container.
 package xauth
 
 import (

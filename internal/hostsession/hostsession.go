@@ -79,8 +79,9 @@ func New(tb testing.TB) *Session {
 		mode uint32
 		user bool
 	}{
-		{s.Tmp, 0o1777, false}, {s.Tmp + "/.X11-unix", 0o1777, false}, {s.Tmp + "/.ICE-unix", 0o1777, false}, {s.Runtime, 0o700, true},
-		{s.Berth, 0o755, false}, {s.Home, 0o700, true}, {s.etc, 0o755, false}, {dir + "/work", 0o755, false},
+		{s.Tmp, 0o1777, false}, {s.Tmp + "/.X11-unix", 0o1777, false}, {s.Tmp + "/.ICE-unix", 0o1777, false},
+		{s.Runtime, 0o700, true}, {s.Berth, 0o755, false}, {s.Home, 0o700, true},
+		{s.etc, 0o755, false}, {dir + "/work", 0o755, false},
 	} {
 		if err := os.Mkdir(d.path, 0o700); err != nil {
 			tb.Fatal(err)
@@ -110,8 +111,8 @@ func New(tb testing.TB) *Session {
 		}
 	}
 	s.anchor = exec.Command("/bin/sh", "-c", setup, "sh", dir, strconv.Itoa(UID))
-	s.anchor.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC, Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	s.anchor.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL,
+		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC}
 	s.anchor.Stderr = os.Stderr
 	out, err := s.anchor.StdoutPipe()
 	if err != nil {
@@ -151,8 +152,8 @@ func (s *Session) NetProc(name string) string {
 
 // Expand does what a session does to a component's command, environment and files.
 func (s *Session) Expand(text string) string {
-	return strings.NewReplacer("${UID}", strconv.Itoa(UID), "${USER}", "user", "${HOME}", s.Home, "${RUNTIME_DIR}", s.RuntimeInside(),
-		"${SESSION}", "test").Replace(text)
+	return strings.NewReplacer("${UID}", strconv.Itoa(UID), "${USER}", "user", "${HOME}", s.Home,
+		"${RUNTIME_DIR}", s.RuntimeInside(), "${SESSION}", "test").Replace(text)
 }
 
 // Ready is a component's probes with their arguments expanded.
@@ -221,11 +222,13 @@ func (s *Session) Run(args ...string) *Proc { s.tb.Helper(); return s.run(nil, a
 func (s *Session) run(env, args []string) *Proc {
 	s.tb.Helper()
 	nsenter := []string{"-t", strconv.Itoa(s.anchor.Process.Pid), "-m", "-n", "-i", "--wdns=/",
-		"setpriv", "--reuid", strconv.Itoa(UID), "--regid", strconv.Itoa(GID), "--clear-groups", "--no-new-privs", "--inh-caps=-all", "--"}
+		"setpriv", "--reuid", strconv.Itoa(UID), "--regid", strconv.Itoa(GID), "--clear-groups", "--no-new-privs",
+		"--inh-caps=-all", "--"}
 	p := &Proc{Cmd: exec.Command("nsenter", append(nsenter, args...)...), Done: make(chan struct{})}
-	p.Cmd.Env = append([]string{"PATH=/usr/local/bin:/usr/bin:/bin", "DISPLAY=:0", "XAUTHORITY=/run/berth/Xauthority", "XDG_RUNTIME_DIR=" + s.RuntimeInside(),
-		"DBUS_SESSION_BUS_ADDRESS=unix:path=" + s.RuntimeInside() + "/bus", "PULSE_SERVER=unix:" + s.RuntimeInside() + "/pulse/native",
-		"HOME=" + s.Home, "USER=user", "LOGNAME=user", "LANG=C.UTF-8", "NO_AT_BRIDGE=1", "XDG_SESSION_TYPE=x11"}, env...)
+	p.Cmd.Env = append([]string{"PATH=/usr/local/bin:/usr/bin:/bin", "DISPLAY=:0", "XAUTHORITY=/run/berth/Xauthority",
+		"XDG_RUNTIME_DIR=" + s.RuntimeInside(), "DBUS_SESSION_BUS_ADDRESS=unix:path=" + s.RuntimeInside() + "/bus",
+		"PULSE_SERVER=unix:" + s.RuntimeInside() + "/pulse/native", "HOME=" + s.Home, "USER=user", "LOGNAME=user",
+		"LANG=C.UTF-8", "NO_AT_BRIDGE=1", "XDG_SESSION_TYPE=x11"}, env...)
 	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	p.Cmd.Stdout, p.Cmd.Stderr = logWriter{p}, logWriter{p}
 	p.Cmd.WaitDelay = time.Second // a grandchild may hold the pipe

@@ -59,7 +59,9 @@ func Components(a profiles.Audio) ([]profiles.Component, error) {
 		c.Provides = []string{"audio"}
 		return []profiles.Component{c}, nil
 	case "host":
-		return nil, fmt.Errorf("audio server %q: %w: sound of the host is not there yet; choose pipewire, pulseaudio or none", a.Server, orchestrator.ErrUnavailable)
+		return nil, fmt.Errorf("audio server %q: %w: containers cannot be given the host's sound server yet; "+
+			"choose pipewire, pulseaudio or none", a.Server, orchestrator.ErrUnavailable)
 	}
-	return nil, fmt.Errorf("audio server %q: %w: there are pipewire, pulseaudio, host and none", a.Server, orchestrator.ErrInvalid)
+	return nil, fmt.Errorf("audio server %q: %w: there are pipewire, pulseaudio, host and none",
+		a.Server, orchestrator.ErrInvalid)
 }

@@ -1,8 +1,8 @@
 // Package bus contributes the session bus to a session: one dbus-daemon that every component of it connects to.
 //
 // The configuration is Berth's own rather than the distribution's, for three reasons: it listens on the one socket that
-// DBUS_SESSION_BUS_ADDRESS names in every container; services are activated without systemd, by the daemon itself; and the
-// host's root may connect beside the session's user, which is how the session is probed and watched from outside
+// DBUS_SESSION_BUS_ADDRESS names in every container; services are activated without systemd, by the daemon itself; and
+// the host's root may connect beside the session's user, which is how the session is probed and watched from outside
 // (uid 0 of the session's containers cannot be used for that: nothing in them runs as root).
 package bus
 

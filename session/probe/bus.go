@@ -68,7 +68,8 @@ func (r *Runner) busOnce(ctx context.Context, name string) error {
 	// Subscribe, then ask: an owner that comes in between is seen by the question.
 	signals := make(chan *dbus.Signal, 16)
 	conn.Signal(signals)
-	match := []dbus.MatchOption{dbus.WithMatchInterface("org.freedesktop.DBus"), dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, name)}
+	match := []dbus.MatchOption{dbus.WithMatchInterface("org.freedesktop.DBus"), dbus.WithMatchMember("NameOwnerChanged"),
+		dbus.WithMatchArg(0, name)}
 	if err := conn.AddMatchSignalContext(ctx, match...); err != nil {
 		return saw("no answer to AddMatch", err)
 	}
@@ -83,7 +84,8 @@ func (r *Runner) busOnce(ctx context.Context, name string) error {
 				return saw("the bus went away", dbus.ErrClosed)
 			}
 			var changed, old, owner string
-			if s.Name == "org.freedesktop.DBus.NameOwnerChanged" && dbus.Store(s.Body, &changed, &old, &owner) == nil && changed == name {
+			err := dbus.Store(s.Body, &changed, &old, &owner)
+			if s.Name == "org.freedesktop.DBus.NameOwnerChanged" && err == nil && changed == name {
 				owned = owner != ""
 			}
 		case <-ctx.Done():

@@ -12,8 +12,8 @@
 //	vnc        the VNC server sends its version (RFC 6143, section 7.1.1)
 //	exec:CMD   the shell command exits with 0 in the component
 //
-// All but exec wait for events: of the X server and the bus, or, for a socket that is not there yet, of inotify(7). What is probed runs
-// as the session's user and is not trusted: every protocol here reads a bounded amount and checks it.
+// All but exec wait for events: of the X server and the bus, or, for a socket that is not there yet, of inotify(7). What
+// is probed runs as the session's user and is not trusted: every protocol here reads a bounded amount and checks it.
 package probe
 
 import (
@@ -102,6 +102,7 @@ func (r *Runner) socket(ctx context.Context, path string) error {
 
 // talk waits until the server behind the socket name in the runtime directory holds the conversation f.
 func (r *Runner) talk(ctx context.Context, name string, f func(io.ReadWriter) error) error {
+	path := filepath.Join(r.t.RuntimeDir, name)
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		conn, err := unixsock.Dial(ctx, r.t.RuntimeDir, name)
 		if err != nil {
@@ -115,9 +116,9 @@ func (r *Runner) talk(ctx context.Context, name string, f func(io.ReadWriter) er
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
-			return fmt.Errorf("socket %q: it accepts connections, but does not answer (%w)", filepath.Join(r.t.RuntimeDir, name), ctx.Err())
+			return fmt.Errorf("socket %q: it accepts connections, but does not answer (%w)", path, ctx.Err())
 		case !hungUp(err):
-			return fmt.Errorf("socket %q: %w", filepath.Join(r.t.RuntimeDir, name), err)
+			return fmt.Errorf("socket %q: %w", path, err)
 		}
 		// A server that is about to end, or one that is not yet ready, hangs up. Ask again.
 		select {
@@ -129,7 +130,8 @@ func (r *Runner) talk(ctx context.Context, name string, f func(io.ReadWriter) er
 
 // hungUp tells whether the other side has closed the connection.
 func hungUp(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
 
 // vnc reads the server's version, "RFB 003.008\n".
@@ -155,7 +157,8 @@ func (r *Runner) exec(ctx context.Context, command string) error {
 		switch {
 		case err == nil && code == 0:
 			return nil
-		case err != nil && ctx.Err() == nil && !errors.Is(err, orchestrator.ErrState) && !errors.Is(err, orchestrator.ErrNotFound):
+		case err != nil && ctx.Err() == nil &&
+			!errors.Is(err, orchestrator.ErrState) && !errors.Is(err, orchestrator.ErrNotFound): // between two lives
 			return err
 		case err != nil:
 			saw = err

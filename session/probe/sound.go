@@ -11,9 +11,9 @@ import (
 // maxMessage bounds what a sound server may answer with in one message.
 const maxMessage = 1 << 20
 
-// pulse makes one round trip in PulseAudio's native protocol (pulsecore/protocol-native.c, pulse/native-common.h): AUTH, SET_CLIENT_NAME,
-// GET_SERVER_INFO. A message is a descriptor of five big-endian words (length, channel, offset high and low, flags)
-// and tagged values: 'L' a word, 'x' length and bytes, 'P' a property list that ends with 'N'.
+// pulse makes one round trip in PulseAudio's native protocol (pulsecore/protocol-native.c, pulse/native-common.h): AUTH,
+// SET_CLIENT_NAME, GET_SERVER_INFO. A message is a descriptor of five big-endian words (length, channel, offset high
+// and low, flags) and tagged values: 'L' a word, 'x' length and bytes, 'P' a property list that ends with 'N'.
 //
 // The protocol's Go library is not used here: its reader takes lengths on trust, and this server is the session's.
 func pulse(rw io.ReadWriter) error {
@@ -51,7 +51,8 @@ func pulse(rw io.ReadWriter) error {
 			if _, err := io.ReadFull(rw, reply); err != nil {
 				return err
 			}
-			if head[1] != control || len(reply) < 10 || reply[0] != 'L' || reply[5] != 'L' || binary.BigEndian.Uint32(reply[6:]) != uint32(tag) {
+			if head[1] != control || len(reply) < 10 || reply[0] != 'L' || reply[5] != 'L' ||
+				binary.BigEndian.Uint32(reply[6:]) != uint32(tag) {
 				continue // an event
 			}
 			switch binary.BigEndian.Uint32(reply[1:]) {
@@ -89,10 +90,10 @@ func intPod(v int32) []byte             { return pod(podInt, binary.NativeEndian
 func stringPod(s string) []byte         { return pod(podString, append([]byte(s), 0)) }
 func structPod(fields ...[]byte) []byte { return pod(podStruct, bytes.Join(fields, nil)) }
 
-// pipewire makes one round trip in PipeWire's native protocol (module-protocol-native/protocol-native.c, pipewire/core.h):
-// Core::Hello, Client::UpdateProperties, Core::Sync, and waits for Core::Done. A message is four words (ID of the
-// object; opcode in the high 8 bits and size in the low 24; sequence number; number of file descriptors) and a struct
-// of plain old data of that size.
+// pipewire makes one round trip in PipeWire's native protocol (module-protocol-native/protocol-native.c,
+// pipewire/core.h): Core::Hello, Client::UpdateProperties, Core::Sync, and waits for Core::Done. A message is four words
+// (ID of the object; opcode in the high 8 bits and size in the low 24; sequence number; number of file descriptors) and
+// a struct of plain old data of that size.
 func pipewire(rw io.ReadWriter) error {
 	const (
 		core, client     = 0, 1 // IDs of the two objects that every connection has

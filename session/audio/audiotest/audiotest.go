@@ -93,9 +93,9 @@ func Listen(ctx context.Context, server, source string, done func(hz, share floa
 	}
 }
 
-// Frequency finds the loudest frequency of the samples, rate of them a second, between 50 Hz and a tenth of the rate, to
-// 1 Hz, and its share of the power, 0 to 1; silence is 0, 0. It is the Goertzel algorithm on the frequencies, first in steps of what the
-// window's length resolves, then finer around the best.
+// Frequency finds the loudest frequency of the samples, rate of them a second, between 50 Hz and a tenth of the rate,
+// to 1 Hz, and its share of the power, 0 to 1; silence is 0, 0. It is the Goertzel algorithm on the frequencies, first
+// in steps of half of what the window's length resolves, then finer around the best.
 func Frequency(samples []float32, rate int) (hz, share float64) {
 	var total float64
 	for _, s := range samples {
