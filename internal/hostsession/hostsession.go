@@ -223,7 +223,7 @@ func (s *Session) run(env, args []string) *Proc {
 	s.tb.Helper()
 	nsenter := []string{"-t", strconv.Itoa(s.anchor.Process.Pid), "-m", "-n", "-i", "--wdns=/",
 		"setpriv", "--reuid", strconv.Itoa(UID), "--regid", strconv.Itoa(GID), "--clear-groups", "--no-new-privs",
-		"--inh-caps=-all", "--"}
+		"--inh-caps=-all", "--pdeathsig", "KILL", "--"} // a change of user clears it
 	p := &Proc{Cmd: exec.Command("nsenter", append(nsenter, args...)...), Done: make(chan struct{})}
 	p.Cmd.Env = append([]string{"PATH=/usr/local/bin:/usr/bin:/bin", "DISPLAY=:0", "XAUTHORITY=/run/berth/Xauthority",
 		"XDG_RUNTIME_DIR=" + s.RuntimeInside(), "DBUS_SESSION_BUS_ADDRESS=unix:path=" + s.RuntimeInside() + "/bus",
