@@ -1,8 +1,8 @@
 // Package xvfb is the driver for Xvfb, the X server that draws into memory, with x11vnc to show it.
 //
-// It has the X server that most people test with. What x11vnc cannot do, and Xvnc can: text copied in the session
-// reaches the VNC client only after some 45 seconds (x11vnc polls the selection, rarely) and as ASCII, and a VNC client
-// cannot ask for another size (the gateway can, through RandR).
+// It has the X server that most people test with. What x11vnc cannot do, and Xvnc can: copy and paste begin to work
+// some 45 seconds after its start, and carry ASCII only; a VNC client cannot ask for another size (the gateway can,
+// through RandR).
 package xvfb
 
 import (
