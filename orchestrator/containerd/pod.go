@@ -400,6 +400,12 @@ func (e *Engine) removeContainer(ctx context.Context, id, snapshotter, key strin
 	if err := e.client.ContainerService().Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("container %q: %w", id, err)
 	}
+	// A reboot takes the task but leaves this empty directory of the private containerd, which looks for such only in
+	// namespaces that still have tasks.
+	work := filepath.Join(e.layout.State, "containerd", "io.containerd.runtime.v2.task", Namespace, id)
+	if err := os.Remove(work); err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("container %q: %w", id, err)
+	}
 	return nil
 }
 
