@@ -180,6 +180,9 @@ func (c *CLI) imageImport() *cobra.Command {
 				images, err = cl.Import(cmd.Context(), p.counted(r, total), p.image)
 				return err
 			})
+			if errors.Is(err, orchestrator.ErrInvalid) { // the daemon knows no file names
+				return fmt.Errorf("file %q: %w", args[0], err)
+			}
 			if err != nil {
 				return err
 			}

@@ -120,7 +120,10 @@ func (i *Instance) Up(t testing.TB, args ...string) api.Session {
 			r, _ := i.Do(context.Background(), "logs", s.Name)
 			t.Logf("logs of session %s:\n%s", s.Name, tail(r.Stdout, 6000))
 		}
-		i.Do(context.Background(), "stop", s.Name) // some tests have ended it already
+		// Some tests have ended it already.
+		if r, err := i.Do(context.Background(), "stop", s.Name); err != nil || (r.Code != 0 && !strings.Contains(r.Stderr, "not found")) {
+			t.Errorf("stop %s: code %d, %v\n%s", s.Name, r.Code, err, r.Stderr)
+		}
 	})
 	return s
 }
@@ -170,19 +173,17 @@ func (i *Instance) NothingLeft(t testing.TB) {
 	}
 	t.Cleanup(func() {
 		var left []string
+		defer func() {
+			if len(left) > 0 {
+				t.Errorf("left on the host:\n%s", strings.Join(left, "\n"))
+			}
+		}()
 		WaitUntil(t, "the host as it was before", func() bool {
 			after, err := hoststate.Take(i.Layout)
 			if err != nil {
 				t.Fatal(err)
 			}
 			left = hoststate.Diff(before, after)
-			for n := range left {
-				// Home volumes are meant to stay; tests that make one remove it.
-				if strings.HasPrefix(left[n], "files: "+i.Layout.Volumes()) {
-					left[n] = ""
-				}
-			}
-			left = strings.Fields(strings.Join(left, "\n"))
 			return len(left) == 0
 		})
 	})
