@@ -1,13 +1,10 @@
 package server_test
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"reflect"
 	"slices"
@@ -15,9 +12,6 @@ import (
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
-	"github.com/getkin/kin-openapi/openapi3filter"
-	"github.com/getkin/kin-openapi/routers"
-	"github.com/getkin/kin-openapi/routers/legacy"
 
 	"berth/docs"
 	"berth/orchestrator"
@@ -126,93 +120,12 @@ func fields(t reflect.Type) (all, always []string) {
 	return all, always
 }
 
-// checked is an http.RoundTripper that holds every request and every answer against the document.
-type checked struct {
-	t      *testing.T
-	router routers.Router
-	next   http.RoundTripper
-	seen   map[string]bool // operations that succeeded
-	failed map[string]bool // "operation status"
-}
-
-func (c *checked) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx := context.Background()
-	route, params, err := c.router.FindRoute(req)
-	if err != nil {
-		return nil, fmt.Errorf("%s %s: not in the document: %w", req.Method, req.URL.Path, err)
-	}
-	var body []byte
-	if req.Body != nil {
-		if body, err = io.ReadAll(req.Body); err != nil {
-			return nil, err
-		}
-		req.Body = io.NopCloser(bytes.NewReader(body))
-	}
-	in := &openapi3filter.RequestValidationInput{Request: req, PathParams: params, Route: route, Options: &openapi3filter.Options{IncludeResponseStatus: true}}
-	badRequest := openapi3filter.ValidateRequest(ctx, in)
-	if body != nil {
-		req.Body = io.NopCloser(bytes.NewReader(body))
-	}
-	resp, err := c.next.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	got, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, err
-	}
-	resp.Body.Close()
-	resp.Body = io.NopCloser(bytes.NewReader(got))
-	good := resp.StatusCode < 300
-	if good && badRequest != nil {
-		c.t.Errorf("%s %s: the server accepts what the document forbids: %v", req.Method, req.URL, badRequest)
-	}
-	if resp.StatusCode == http.StatusBadRequest && badRequest == nil && !strings.Contains(string(got), "fake:") {
-		c.t.Logf("%s %s: refused although the document allows it: %s", req.Method, req.URL, got)
-	}
-	if resp.Header.Get("Content-Type") == "application/x-ndjson" {
-		schema := route.Operation.Responses.Status(resp.StatusCode).Value.Content["application/x-ndjson"].Schema.Value
-		for line := range strings.Lines(string(got)) {
-			var v any
-			if err := json.Unmarshal([]byte(line), &v); err != nil {
-				c.t.Errorf("%s %s: line %q: %v", req.Method, req.URL, line, err)
-			} else if err := schema.VisitJSON(v, openapi3.VisitAsResponse()); err != nil {
-				c.t.Errorf("%s %s: line %q: %v", req.Method, req.URL, line, err)
-			}
-		}
-	} else {
-		out := &openapi3filter.ResponseValidationInput{RequestValidationInput: in, Status: resp.StatusCode, Header: resp.Header,
-			Options: &openapi3filter.Options{IncludeResponseStatus: true}}
-		out.SetBodyBytes(got)
-		if err := openapi3filter.ValidateResponse(ctx, out); err != nil {
-			c.t.Errorf("%s %s: answer %d %q: %v", req.Method, req.URL, resp.StatusCode, got, err)
-		}
-	}
-	if good {
-		c.seen[route.Method+" "+route.Path] = true
-	} else {
-		c.failed[fmt.Sprintf("%s %s %d", route.Method, route.Path, resp.StatusCode)] = true
-	}
-	return resp, nil
-}
-
 // TestConversationsKeepToTheDocument makes a real request of every operation, good and bad, over a real socket.
 func TestConversationsKeepToTheDocument(t *testing.T) {
-	for _, kind := range []string{"application/x-tar", "image/png", "application/yaml", "text/event-stream"} {
-		openapi3filter.RegisterBodyDecoder(kind, openapi3filter.FileBodyDecoder)
-		defer openapi3filter.UnregisterBodyDecoder(kind)
-	}
-	router, err := legacy.NewRouter(document(t))
-	if err != nil {
-		t.Fatal(err)
-	}
 	fake := apitest.New("work", "spare")
 	down := make(chan struct{}, 1)
 	c := apitest.Serve(t, fake, func(cfg *server.Config) { cfg.Shutdown = func() { down <- struct{}{} } })
-	check := &checked{t: t, router: router, seen: map[string]bool{}, failed: map[string]bool{}, next: &http.Transport{DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", c.Socket)
-		}}}
+	check := apitest.NewChecker(t, c.Socket)
 	hc := &http.Client{Transport: check}
 	do := func(method, path, body string, want int) string {
 		t.Helper()
@@ -311,7 +224,7 @@ func TestConversationsKeepToTheDocument(t *testing.T) {
 	// What a plain round trip cannot show: the upgrade, and a stream without an end. Both have tests of their own.
 	apart := map[string]bool{"POST /v1/sessions/{name}/exec": true, "GET /v1/events": true}
 	for _, r := range server.New(server.Config{}).Routes() {
-		if id := r.Method + " " + r.Path; !check.seen[id] && !apart[id] {
+		if id := r.Method + " " + r.Path; !check.Seen(id) && !apart[id] {
 			t.Errorf("%s: no good request was made in this test", id)
 		}
 	}
