@@ -109,10 +109,11 @@ func TestCommandLine(t *testing.T) {
 		if err := follow.Start(); err != nil {
 			t.Fatal(err)
 		}
-		inst.Exec(t, s.Name, "panel", "sh", "-c", "echo said by the panel's program >/proc/$(pgrep -o tint2)/fd/1")
+		// tint2 restarts itself at this signal and says so.
+		inst.Exec(t, s.Name, "panel", "kill", "-USR1", fmt.Sprint(pidInside(t, component(t, s, "panel").PID)))
 		var text strings.Builder
 		buf := make([]byte, 4096)
-		for !strings.Contains(text.String(), "said by the panel's program") {
+		for !strings.Contains(text.String(), "restarting tint2") {
 			n, err := out.Read(buf)
 			text.Write(buf[:n])
 			if err != nil {

@@ -11,23 +11,27 @@ import (
 	"berth/session/api"
 )
 
-// A Gantt chart of a session's start: a row per component in the order in which they began, the session's own steps first.
+// A Gantt chart of a session's start: a row per component in the order in which they began, behind a row for each of the
+// session's own steps, which go on side by side.
 
-// phases in the order of a component's life, with their looks.
+// phases in the order of a component's life, with their looks. The last one stands for every step of the session's own.
 var phases = []struct {
 	name, char, colour, meaning string
 }{
-	{"image", "i", "#8e7cc3", "look for images"},
-	{"pod", "p", "#6fa8dc", "make the pod"},
 	{"create", "c", "#9fc5e8", "prepare the container"},
 	{"wait", ".", "#d9d9d9", "wait for others"},
 	{"start", "s", "#f6b26b", "start the program"},
 	{"probe", "#", "#6aa84f", "until it is ready"},
+	{"", "=", "#8e7cc3", "a step of the session's own"},
 }
 
-func phaseIndex(name string) int {
+// phaseIndex finds the phase of a span, -1 for one that is not known.
+func phaseIndex(s api.Span) int {
+	if s.Component == "" {
+		return len(phases) - 1
+	}
 	for i, p := range phases {
-		if p.name == name {
+		if p.name == s.Phase {
 			return i
 		}
 	}
@@ -61,14 +65,14 @@ func ganttRows(t api.Trace) []ganttRow {
 		return 0
 	})
 	for _, s := range spans {
-		i, ok := at[s.Component]
+		name := s.Component
+		if name == "" {
+			name = "(" + s.Phase + ")"
+		}
+		i, ok := at[name]
 		if !ok {
 			i = len(rows)
-			at[s.Component] = i
-			name := s.Component
-			if name == "" {
-				name = "(session)"
-			}
+			at[name] = i
 			rows = append(rows, ganttRow{name: name})
 		}
 		r := &rows[i]
@@ -184,7 +188,7 @@ func ganttText(t api.Trace, width int) string {
 			from, to, most := float64(x)*cell, float64(x+1)*cell, 0.0
 			for _, s := range r.spans {
 				if share := min(s.End, to) - max(s.Start, from); share > most {
-					if p := phaseIndex(s.Phase); p >= 0 {
+					if p := phaseIndex(s); p >= 0 {
 						bar[x], most = phases[p].char[0], share
 					}
 				}
@@ -247,7 +251,7 @@ func ganttSVG(t api.Trace) []byte {
 		y := top + i*rowH
 		p(`<text x="%d" y="%d" fill="#222222" text-anchor="end">%s</text>`, left-10, y+17, html.EscapeString(r.name))
 		for _, s := range r.spans {
-			ph := phaseIndex(s.Phase)
+			ph := phaseIndex(s)
 			if ph < 0 {
 				continue
 			}

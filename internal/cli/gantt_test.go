@@ -18,7 +18,7 @@ func TestGanttOfOddTraces(t *testing.T) {
 			built.Spans[i].End += 180e3
 		}
 	}
-	built.Spans[0].End, built.ReadyMS = 180e3, built.ReadyMS+180e3
+	built.Spans[2].End, built.ReadyMS = 180e3, built.ReadyMS+180e3
 	for name, tt := range map[string]struct {
 		trace api.Trace
 		width int
@@ -39,7 +39,7 @@ func TestGanttOfOddTraces(t *testing.T) {
 				t.Errorf("text has no %q:\n%s", tt.want, text)
 			}
 			for line := range strings.Lines(text) {
-				if len(line) > max(tt.width, 60)+1 && !strings.HasPrefix(line, "i look") && !strings.HasPrefix(line, "session") {
+				if len(line) > max(tt.width, 60)+1 && !strings.HasPrefix(line, "c prepare") && !strings.HasPrefix(line, "session") {
 					t.Errorf("line of %d columns: %s", len(line), line)
 				}
 			}

@@ -369,8 +369,10 @@ func (f *Fake) Trace(_ context.Context, c api.Caller, name string) (api.Trace, e
 // Trace returns the start of a small session.
 func Trace(name string) api.Trace {
 	return api.Trace{Session: name, ReadyMS: 1398, Spans: []api.Span{
-		{Phase: "image", Start: 0, End: 35},
-		{Phase: "pod", Start: 35, End: 160},
+		{Phase: "gateway", Start: 1, End: 2},
+		{Phase: "wires", Start: 0, End: 20},
+		{Phase: "image", Start: 2, End: 35},
+		{Phase: "pod", Start: 3, End: 160},
 		{Component: "display", Phase: "create", Start: 40, End: 150},
 		{Component: "display", Phase: "start", Start: 160, End: 190},
 		{Component: "display", Phase: "probe", Start: 190, End: 330, WaitedFor: "x11"},
