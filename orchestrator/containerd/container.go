@@ -149,7 +149,6 @@ func (e *Engine) createContainer(caller context.Context, pod string, spec orches
 		return err
 	}
 	undo.Disarm()
-	e.created.add(id)
 	return nil
 }
 
@@ -175,9 +174,11 @@ func (e *Engine) prepare(ctx context.Context, pod, name string, record container
 		return fmt.Errorf("snapshot %q of image %q: %w", id, record.Image, err)
 	}
 	e.throwaway(mounts)
-	if _, err := e.createTask(ctx, id, mount.ToProto(mounts), e.logFile(pod, name)); err != nil {
+	pid, err := e.createTask(ctx, id, mount.ToProto(mounts), e.logFile(pod, name))
+	if err != nil {
 		return commandErr(err, record.Command, record.Image)
 	}
+	e.created.add(id, pid)
 	return nil
 }
 
@@ -216,7 +217,7 @@ func (e *Engine) namespaces(ctx context.Context, pod string) (podNamespaces, err
 	if err != nil {
 		return podNamespaces{}, err
 	}
-	if t == nil || t.Status != tasktypes.Status_RUNNING {
+	if !e.runs(pod, t) {
 		return podNamespaces{}, fmt.Errorf("%w: its anchor does not run; remove the pod and create it anew", orchestrator.ErrState)
 	}
 	ns := podNamespaces{anchor: int(t.Pid), net: rec.Network != orchestrator.NetworkHost}
@@ -245,19 +246,9 @@ func (e *Engine) startContainer(ctx context.Context, pod, name string) (int, err
 	if err != nil {
 		return 0, err
 	}
-	start := func() (int, error) {
-		// Before the program runs: its exit may be recorded at any moment after.
-		e.markStarted(pod, name)
-		resp, err := e.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: id})
-		if err != nil {
-			os.Remove(e.startedFile(pod, name))
-			return 0, errgrpc.ToNative(err)
-		}
-		return int(resp.Pid), nil
-	}
-	// The usual case, a created container, takes one request; only if it fails is there something to find out.
-	if e.created.take(id) {
-		pid, err := start()
+	// The usual case, a created container, asks nobody; only if it fails is there something to find out.
+	if pid, ok := e.created.take(id); ok {
+		err := e.startWaiting(ctx, id, pid)
 		if err == nil {
 			return pid, nil
 		}
@@ -276,9 +267,10 @@ func (e *Engine) startContainer(ctx context.Context, pod, name string) (int, err
 		return 0, err
 	}
 	switch {
-	case t != nil && t.Status == tasktypes.Status_CREATED:
-	case t != nil && t.Status != tasktypes.Status_STOPPED:
+	case e.runs(id, t):
 		return 0, fmt.Errorf("%w: it runs", orchestrator.ErrState)
+	case t != nil && t.Status == tasktypes.Status_CREATED:
+		e.created.add(id, int(t.Pid))
 	default:
 		// Exited, or the host has been restarted: set up anew. A pod without its anchor cannot be joined.
 		if _, err := e.namespaces(ctx, pod); err != nil {
@@ -287,6 +279,7 @@ func (e *Engine) startContainer(ctx context.Context, pod, name string) (int, err
 		if err := e.deleteTask(ctx, id); err != nil {
 			return 0, err
 		}
+		e.unmarkStarted(id)
 		if err := e.client.SnapshotService(c.Snapshotter).Remove(ctx, c.SnapshotKey); err != nil && !errdefs.IsNotFound(err) {
 			return 0, fmt.Errorf("snapshot %q: %w", c.SnapshotKey, err)
 		}
@@ -294,17 +287,56 @@ func (e *Engine) startContainer(ctx context.Context, pod, name string) (int, err
 			return 0, err
 		}
 	}
-	pid, err := start()
-	return pid, commandErr(err, record.Command, record.Image)
+	pid, _ := e.created.take(id)
+	if err := e.startWaiting(ctx, id, pid); err != nil {
+		return 0, commandErr(err, record.Command, record.Image)
+	}
+	return pid, nil
 }
 
-// idSet is a set of containerd identifiers.
-type idSet struct{ m sync.Map }
+// startWaiting starts the program of a created task.
+func (e *Engine) startWaiting(ctx context.Context, id string, pid int) error {
+	// All that is to know of the start is known before the program runs: its exit may come at any moment after.
+	if err := e.markStarted(id); err != nil {
+		return err
+	}
+	e.watch.started(id, pid, time.Now())
+	err := e.release(id, pid)
+	if errors.Is(err, errNotReleased) {
+		err = e.startTask(ctx, id)
+	}
+	if err != nil {
+		e.watch.forget(id, pid)
+		e.unmarkStarted(id)
+	}
+	return err
+}
 
-func (s *idSet) add(id string) { s.m.Store(id, struct{}{}) }
+// runs tells whether a container's program runs: the shim calls a task that was released, and not started through it, created.
+func (e *Engine) runs(id string, t *tasktypes.Process) bool {
+	if t == nil || t.Status == tasktypes.Status_STOPPED {
+		return false
+	}
+	if t.Status == tasktypes.Status_CREATED {
+		_, started := e.startedAt(id)
+		return started
+	}
+	return true
+}
+
+// pidTable holds process IDs by containerd identifier.
+type pidTable struct{ m sync.Map }
+
+func (s *pidTable) add(id string, pid int) { s.m.Store(id, pid) }
 
 // take removes id and tells whether it was there.
-func (s *idSet) take(id string) bool { _, ok := s.m.LoadAndDelete(id); return ok }
+func (s *pidTable) take(id string) (pid int, ok bool) {
+	v, ok := s.m.LoadAndDelete(id)
+	if ok {
+		pid = v.(int)
+	}
+	return pid, ok
+}
 
 func readRecord(c containers.Container) (containerRecord, error) {
 	var r containerRecord
@@ -326,7 +358,7 @@ func (e *Engine) SignalContainer(ctx context.Context, pod, name string, sig int)
 	if err != nil {
 		return containerErr(pod, name, err)
 	}
-	if t == nil || t.Status != tasktypes.Status_RUNNING {
+	if !e.runs(id, t) {
 		return containerErr(pod, name, fmt.Errorf("%w: it does not run", orchestrator.ErrState))
 	}
 	return containerErr(pod, name, e.kill(int(t.Pid), unix.Signal(sig), id))
@@ -355,7 +387,7 @@ func (e *Engine) stopContainer(ctx context.Context, pod, name string, grace time
 	if err != nil {
 		return err
 	}
-	if t == nil || t.Status == tasktypes.Status_STOPPED || t.Status == tasktypes.Status_CREATED {
+	if !e.runs(id, t) {
 		return nil
 	}
 	record, err := readRecord(c)
@@ -416,7 +448,6 @@ func (e *Engine) RemoveContainer(ctx context.Context, pod, name string) error {
 	defer unlock()
 	ctx, cancel := detached(ctx)
 	defer cancel()
-	e.created.take(id)
 	c, err := e.client.ContainerService().Get(ctx, id)
 	if errdefs.IsNotFound(err) {
 		return nil
@@ -500,13 +531,11 @@ func (e *Engine) containerStatus(c containers.Container, t *tasktypes.Process) o
 		}
 		s.Labels[k] = v
 	}
-	if t != nil && t.Status == tasktypes.Status_CREATED {
-		s.PID = int(t.Pid)
-		return s
-	}
 	var started bool
-	s.StartedAt, started = e.startedAt(pod, name)
+	s.StartedAt, started = e.startedAt(c.ID)
 	switch {
+	case t != nil && t.Status == tasktypes.Status_CREATED && !started:
+		s.PID = int(t.Pid)
 	case t == nil && !started:
 	case t == nil:
 		// The task went with a restart of containerd or of the host.
@@ -526,20 +555,34 @@ func (e *Engine) containerStatus(c containers.Container, t *tasktypes.Process) o
 // Beside a container's log lie two small files, so that starting costs no transaction in containerd's database and the
 // answer survives the task: NAME.started, whose modification time says when, and NAME.exit with "CODE NANOSECONDS".
 
-func (e *Engine) markStarted(pod, name string) {
-	base := filepath.Join(e.logDir(pod), name)
-	os.Remove(base + ".exit")
-	if err := os.WriteFile(e.startedFile(pod, name), nil, 0o600); err != nil {
-		e.log.Warn("cannot record the start of a container", "pod", pod, "container", name, "error", err)
+func (e *Engine) markStarted(id string) error {
+	pod, name := splitID(id)
+	if err := os.Remove(filepath.Join(e.logDir(pod), name+".exit")); err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("start: %w", err)
+	}
+	if err := os.WriteFile(e.startedFile(id), nil, 0o600); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	return nil
+}
+
+func (e *Engine) unmarkStarted(id string) {
+	if err := os.Remove(e.startedFile(id)); err != nil && !os.IsNotExist(err) {
+		e.log.Warn("cannot take back the record of a start", "container", id, "error", err)
 	}
 }
 
-func (e *Engine) startedFile(pod, name string) string {
+// startedFile is the file that tells of a start; that of the anchor has a name that no container can have.
+func (e *Engine) startedFile(id string) string {
+	pod, name := splitID(id)
+	if name == "" {
+		name = anchorCgroup
+	}
 	return filepath.Join(e.logDir(pod), name+".started")
 }
 
-func (e *Engine) startedAt(pod, name string) (time.Time, bool) {
-	st, err := os.Stat(e.startedFile(pod, name))
+func (e *Engine) startedAt(id string) (time.Time, bool) {
+	st, err := os.Stat(e.startedFile(id))
 	if err != nil {
 		return time.Time{}, false
 	}

@@ -77,7 +77,7 @@ type Engine struct {
 	locks   lockTable
 	roots   sync.Map // image digest -> *rootImage
 	pods    sync.Map // pod -> podNamespaces, of running pods
-	created idSet    // containers created by this process and not started yet
+	created pidTable // containers created by this process and not started yet
 	anchor  struct {
 		sync.Mutex
 		root string // its root file system, once made

@@ -221,12 +221,12 @@ func (w *watcher) sync(ctx context.Context, first bool) error {
 		switch {
 		case t == nil:
 			w.vanished(ctx, id, pid)
-		case t.Status == tasktypes.Status_STOPPED, t.Status == tasktypes.Status_CREATED:
+		case !w.e.runs(id, t):
 			w.exited(id, pid, int(t.ExitStatus), t.ExitedAt.AsTime())
 		}
 	}
 	for id, t := range now {
-		if t.Status != tasktypes.Status_RUNNING {
+		if !w.e.runs(id, t) {
 			continue
 		}
 		if first {
@@ -290,6 +290,11 @@ func (w *watcher) started(id string, pid int, at time.Time) {
 	}
 	pod, name := splitID(id)
 	w.send(orchestrator.Event{Time: at, Type: orchestrator.EventStart, Pod: pod, Container: name, PID: pid})
+}
+
+// forget takes back a start that failed.
+func (w *watcher) forget(id string, pid int) {
+	w.exited(id, pid, unknownExit, time.Now())
 }
 
 func (w *watcher) exited(id string, pid, code int, at time.Time) {

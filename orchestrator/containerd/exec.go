@@ -61,11 +61,11 @@ func (e *Engine) exec(ctx context.Context, id string, spec orchestrator.ExecSpec
 	if err != nil {
 		return 0, err
 	}
-	status, err := task.Status(ctx)
+	state, err := e.task(ctx, id)
 	if err != nil {
 		return 0, err
 	}
-	if status.Status != containerd.Running {
+	if !e.runs(id, state) {
 		return 0, fmt.Errorf("%w: it does not run", orchestrator.ErrState)
 	}
 	var oci specs.Spec
@@ -103,7 +103,11 @@ func (e *Engine) exec(ctx context.Context, id string, spec orchestrator.ExecSpec
 	if err != nil {
 		return 0, err
 	}
-	if err := p.Start(ctx); err != nil {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	// A start that is interrupted can leave a process that the shim does not know of.
+	if err := p.Start(bg); err != nil {
 		return 0, commandErr(err, spec.Command[0], record.Image)
 	}
 	var inputEnd chan struct{}

@@ -114,7 +114,9 @@ func (e *Engine) createPod(caller context.Context, spec orchestrator.PodSpec) (_
 	if err := e.cgroups.create(e.podCgroup(spec.ID), spec.Limits); err != nil {
 		return orchestrator.Pod{}, err
 	}
-	os.MkdirAll(e.logDir(spec.ID), 0o755)
+	if err := os.MkdirAll(e.logDir(spec.ID), 0o700); err != nil {
+		return orchestrator.Pod{}, err
+	}
 	ocispec := anchorSpec(spec, rootfs, filepath.Join(e.podCgroup(spec.ID), anchorCgroup), e.cgroups.unified)
 	if err := e.createRecord(ctx, spec.ID, "", ocispec, containers.Container{}); err != nil {
 		return orchestrator.Pod{}, err
@@ -130,7 +132,7 @@ func (e *Engine) createPod(caller context.Context, spec orchestrator.PodSpec) (_
 		return orchestrator.Pod{}, err
 	}
 	e.network.start(spec.ID, pid, spec.Network)
-	if err := e.startTask(ctx, spec.ID); err != nil {
+	if err := e.startWaiting(ctx, spec.ID, pid); err != nil {
 		return orchestrator.Pod{}, fmt.Errorf("anchor: %w", err)
 	}
 	undo.Disarm()
@@ -300,7 +302,7 @@ func (e *Engine) podStatus(ctx context.Context, sb sandbox.Sandbox) (orchestrato
 	if err != nil {
 		return pod, err
 	}
-	if t != nil && t.Status == tasktypes.Status_RUNNING {
+	if e.runs(sb.ID, t) {
 		pod.Running, pod.AnchorPID = true, int(t.Pid)
 	}
 	return pod, nil
@@ -389,6 +391,7 @@ func (e *Engine) removePod(ctx context.Context, id string) error {
 
 // removeContainer removes task, record and snapshot, in this order, so that each step finds what it needs when called again.
 func (e *Engine) removeContainer(ctx context.Context, id, snapshotter, key string) error {
+	e.created.take(id)
 	if err := e.deleteTask(ctx, id); err != nil {
 		return fmt.Errorf("container %q: %w", id, err)
 	}
