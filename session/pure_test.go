@@ -104,12 +104,14 @@ func TestParseSignal(t *testing.T) {
 	}
 }
 
-func TestHeightsCountTheLongestChain(t *testing.T) {
-	comps := []profiles.Component{{Name: "display"}, {Name: "bus"}, {Name: "settings", After: []string{"bus"}},
-		{Name: "wm", After: []string{"display", "settings"}}, {Name: "panel", After: []string{"wm"}}}
-	want := map[string]int{"display": 2, "bus": 3, "settings": 2, "wm": 1}
-	if d := cmp.Diff(want, heights(comps)); d != "" {
-		t.Errorf("heights (-want +got):\n%s", d)
+func TestWhatTheEyeWaitsForIsCreatedFirst(t *testing.T) {
+	comps := []profiles.Component{{Name: "display"}, {Name: "vnc", After: []string{"display"}}, {Name: "audio"}, {Name: "mixer", After: []string{"audio"}},
+		{Name: "bus"}, {Name: "settings", After: []string{"bus"}},
+		{Name: "wm", After: []string{"display", "settings"}, Provides: []string{"window-manager"}},
+		{Name: "panel", After: []string{"display", "settings"}, Provides: []string{"panel"}}}
+	want := []string{"bus", "display", "settings", "wm", "panel", "audio", "vnc", "mixer"}
+	if d := cmp.Diff(want, createOrder(comps)); d != "" {
+		t.Errorf("order (-want +got):\n%s", d)
 	}
 }
 

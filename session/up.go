@@ -265,17 +265,14 @@ func (s *session) awaitStart(ctx context.Context, createErr <-chan error, say fu
 	}
 }
 
-// createAll creates the containers, those with the longest chain of dependents first, as many at a time as there are
-// processors: more would only slow down the one that everybody waits for.
+// createAll creates the containers in createOrder, as many at a time as there are processors: more would only slow down
+// the one that everybody waits for.
 func (s *session) createAll(ctx context.Context) error {
-	order := slices.Clone(s.rec.Plan.Components)
-	height := heights(order)
-	slices.SortStableFunc(order, func(a, b profiles.Component) int { return height[b.Name] - height[a.Name] })
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(2, runtime.NumCPU()))
-	for _, pc := range order {
+	for _, name := range createOrder(s.rec.Plan.Components) {
 		g.Go(func() error {
-			c := s.comps[pc.Name]
+			c := s.comps[name]
 			end := s.tracer.begin(c.Name, "create")
 			if err := s.create(ctx, c); err != nil {
 				return fmt.Errorf("component %q: %w", c.Name, err)
@@ -288,15 +285,35 @@ func (s *session) createAll(ctx context.Context) error {
 	return g.Wait()
 }
 
-// heights is the number of components in the longest chain of dependents above each.
-func heights(comps []profiles.Component) map[string]int {
-	h := map[string]int{}
-	for i := len(comps) - 1; i >= 0; i-- { // a plan is sorted: dependents come behind
-		for _, a := range comps[i].After {
-			h[a] = max(h[a], h[comps[i].Name]+1)
+// createOrder says in which order containers are created: first what the desktop consists of for the eye, and what that
+// waits for, then the rest; within both, those with the longest chain of dependents first.
+func createOrder(comps []profiles.Component) []string {
+	height := map[string]int{}
+	seen := map[string]bool{} // belongs to, or is waited for by, what one sees first
+	for _, c := range slices.Backward(comps) { // a plan is sorted: dependents come behind
+		if slices.ContainsFunc(c.Provides, func(r string) bool { return r == "window-manager" || r == "panel" || r == "desktop" }) {
+			seen[c.Name] = true
+		}
+		for _, a := range c.After {
+			height[a] = max(height[a], height[c.Name]+1)
+			seen[a] = seen[a] || seen[c.Name]
 		}
 	}
-	return h
+	order := slices.Clone(comps)
+	slices.SortStableFunc(order, func(a, b profiles.Component) int {
+		if seen[a.Name] != seen[b.Name] {
+			if seen[a.Name] {
+				return -1
+			}
+			return 1
+		}
+		return height[b.Name] - height[a.Name]
+	})
+	var names []string
+	for _, c := range order {
+		names = append(names, c.Name)
+	}
+	return names
 }
 
 func (s *session) create(ctx context.Context, c *component) error {

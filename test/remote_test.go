@@ -79,16 +79,19 @@ func TestVNC(t *testing.T) {
 func TestBrowser(t *testing.T) {
 	inst.NothingLeft(t)
 	s := inst.Up(t, "xfce", "--name", "web", "--set", `home.kind="ephemeral"`, "--set", "display.size=1024x768")
-	ctx := browser(t, 1300, 850)
+	page := browser(t, 1300, 850)
 	do := func(actions ...chromedp.Action[chromedp.Void]) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(ctx, berthtest.Patience)
+		ctx, cancel := context.WithTimeout(page, berthtest.Patience/3)
 		defer cancel()
 		if err := chromedp.Do(ctx, actions...); err != nil {
+			if shown, serr := chromedp.Run(page, chromedp.CaptureScreenshot()); serr == nil {
+				keep(t, "page-failed.png", shown)
+			}
 			t.Fatal(err)
 		}
 	}
-	do(chromedp.Navigate(s.Remote.Web), chromedp.WaitVisible("canvas"))
+	do(chromedp.Navigate(s.Remote.Web), chromedp.WaitVisible("#screen canvas"))
 	wantSize := func(w, h int) {
 		t.Helper()
 		want := fmt.Sprintf("%dx%d", w, h)
@@ -108,14 +111,14 @@ func TestBrowser(t *testing.T) {
 	})
 	before := shot(t, s.Name, "browser-before")
 	berthtest.WaitUntil(t, "the typed command's file", func() bool {
-		do(chromedp.Click("canvas"), chromedp.KeyEvent("echo Typed_In_Chromium >/tmp/typed"+kb.Enter))
+		do(chromedp.Click("#screen canvas"), chromedp.KeyEvent("echo Typed_In_Chromium >/tmp/typed"+kb.Enter))
 		r, err := inst.Do(context.Background(), "exec", s.Name, "panel", "--", "cat", "/tmp/typed")
 		return err == nil && strings.TrimSpace(r.Stdout) == "Typed_In_Chromium"
 	})
 	berthtest.WaitUntil(t, "a changed picture in the page", func() bool {
 		return same(before, shot(t, s.Name, "browser-after")) == false
 	})
-	shown, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
+	shown, err := chromedp.Run(page, chromedp.CaptureScreenshot())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,11 +136,11 @@ func TestBrowser(t *testing.T) {
 
 	base, _, _ := strings.Cut(s.Remote.Web, "/s/")
 	do(chromedp.Navigate(base+"/"), chromedp.WaitVisible(`a[href*="/s/web"] img`))
-	text, err := chromedp.Run(ctx, chromedp.Text("body"))
+	text, err := chromedp.Run(page, chromedp.Text("body"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if shown, err = chromedp.Run(ctx, chromedp.CaptureScreenshot()); err != nil {
+	if shown, err = chromedp.Run(page, chromedp.CaptureScreenshot()); err != nil {
 		t.Fatal(err)
 	}
 	keep(t, "page-list.png", shown)
