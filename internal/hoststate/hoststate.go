@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"berth/internal/paths"
@@ -107,6 +108,10 @@ func (s State) processes(l paths.Layout) error {
 		own[k], _ = os.Readlink("/proc/self/ns/" + k)
 	}
 	for _, d := range dirs {
+		pid, err := strconv.Atoi(filepath.Base(d))
+		if err != nil || !Alive(pid) {
+			continue
+		}
 		cg, err := os.ReadFile(d + "/cgroup")
 		if err != nil {
 			continue // it has ended
@@ -126,6 +131,17 @@ func (s State) processes(l paths.Layout) error {
 		}
 	}
 	return nil
+}
+
+// Alive tells whether process pid runs. One that has ended and waits for its parent, here often a slow init, does not.
+func Alive(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	// The state follows the command in parentheses, which may hold anything (proc_pid_stat(5)).
+	i := strings.LastIndexByte(string(b), ')')
+	return i >= 0 && i+2 < len(b) && b[i+2] != 'Z' && b[i+2] != 'X'
 }
 
 // Diff returns what b has that a has not, as "kind: name" lines, sorted.

@@ -195,14 +195,10 @@ func (i *Instance) StopDaemon() error {
 	if err != nil {
 		return nil // none runs
 	}
-	p, err := os.FindProcess(pid)
-	if err != nil {
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		return err
 	}
-	if err := p.Signal(syscall.SIGTERM); err != nil {
-		return err
-	}
-	for end := time.Now().Add(Patience); p.Signal(syscall.Signal(0)) == nil; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(Patience); hoststate.Alive(pid); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			return fmt.Errorf("daemon %d: did not end within %v", pid, Patience)
 		}
