@@ -106,7 +106,7 @@ test: build
 		wait $$images
 
 bench: build
-	tools/deps run bench
+	tools/deps run
 	BERTH_TEST_ROOT=$(TEST_ROOT) BERTH_LIBEXEC=$(CURDIR)/libexec $(GO) run ./bench $(BENCHFLAGS)
 
 # staticcheck is pinned by tools/lint/go.mod.
