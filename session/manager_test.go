@@ -55,7 +55,7 @@ func newBed(t *testing.T, comps ...profiles.Component) *bed {
 	b := &bed{t: t, engine: fake.New(), layout: l, attached: map[string]int{}, log: &bytes.Buffer{},
 		plan: profiles.Plan{Profile: "duo", Home: profiles.Home{Kind: "ephemeral"}, Audio: profiles.Audio{Server: "none"},
 			Display: profiles.Display{Server: "xvfb", Width: 800, Height: 600, DPI: 96}, Components: comps}}
-	if err := b.engine.AddImage(fake.ImageSpec{Ref: "img", Files: map[string]string{"/etc/passwd": "root:x:0:0::/:/bin/sh\n"}}); err != nil {
+	if err := b.engine.AddImage(fake.ImageSpec{Ref: "img", Files: map[string]string{"/etc/passwd": "root:x:0:0::/:/bin/sh\n", "/etc/skel/.bashrc": "# hello\n"}}); err != nil {
 		t.Fatal(err)
 	}
 	for i := range comps {
@@ -478,6 +478,38 @@ func TestLogOutEndsTheSession(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.until("the end", func() bool { return len(b.m.all()) == 0 })
+	b.clean()
+}
+
+func TestNewHomeIsFilledOnce(t *testing.T) {
+	b := newBed(t, chain()...)
+	b.plan.Home = profiles.Home{Kind: "volume"}
+	file := ""
+	for _, want := range []string{"# hello\n", "# mine\n"} {
+		s := b.up(api.UpRequest{})
+		file = filepath.Join(s.Home, ".bashrc")
+		got, err := os.ReadFile(file)
+		if err != nil || string(got) != want {
+			t.Errorf(".bashrc = %q, %v; want %q", got, err, want)
+		}
+		for _, p := range []string{file, s.Home} {
+			if uid, err := ownerOf(p); err != nil || uid != defaultUID {
+				t.Errorf("%s belongs to %d, %v", p, uid, err)
+			}
+		}
+		if err := b.m.Stop(context.Background(), root, s.Name); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte("# mine\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.m.Remove(context.Background(), root, "duo", false, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Dir(file)); !os.IsNotExist(err) {
+		t.Errorf("the volume is still there: %v", err)
+	}
 	b.clean()
 }
 

@@ -49,6 +49,8 @@ type session struct {
 	// What the start adds to rec (images, home, port, time) mu guards; the rest does not change.
 	rec record
 
+	newHome bool // the start made the home directory; only the start's own goroutine looks at it
+
 	ctx    context.Context // of supervision
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // supervisors

@@ -68,7 +68,9 @@ func (m *Manager) Up(ctx context.Context, c api.Caller, req api.UpRequest, progr
 		if undoErr := undo.Run(ctx); undoErr != nil {
 			err = errors.Join(err, undoErr)
 		}
-		err = fmt.Errorf("session %q: %w", s.name, err)
+		if prefix := fmt.Sprintf("session %q: ", s.name); !strings.HasPrefix(err.Error(), prefix) {
+			err = fmt.Errorf("%s%w", prefix, err)
+		}
 	}()
 	m.publish(s, "session.starting", "", "")
 	// A stop that comes while the start runs ends the start.
@@ -207,6 +209,9 @@ func (s *session) start(ctx context.Context, undo *revert.Stack, progress func(a
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	if err := s.fillHome(ctx); err != nil {
+		return err
+	}
 	for _, c := range s.comps {
 		s.wg.Go(func() { s.supervise(c, 0) })
 	}
@@ -289,7 +294,7 @@ func (s *session) createAll(ctx context.Context) error {
 // waits for, then the rest; within both, those with the longest chain of dependents first.
 func createOrder(comps []profiles.Component) []string {
 	height := map[string]int{}
-	seen := map[string]bool{} // belongs to, or is waited for by, what one sees first
+	seen := map[string]bool{}                  // belongs to, or is waited for by, what one sees first
 	for _, c := range slices.Backward(comps) { // a plan is sorted: dependents come behind
 		if slices.ContainsFunc(c.Provides, func(r string) bool { return r == "window-manager" || r == "panel" || r == "desktop" }) {
 			seen[c.Name] = true
@@ -388,7 +393,50 @@ func (s *session) makeHome(undo *revert.Stack) error {
 		return fmt.Errorf("home %q: %w", dir, err)
 	}
 	undo.Add("remove home "+dir, func(context.Context) error { return removeTree(dir) })
+	s.newHome = true
+	return nil
+}
+
+// fillHome gives a new home what the desktop's image has for new users, as useradd(8) does, and hands it to its user.
+func (s *session) fillHome(ctx context.Context) error {
+	if !s.newHome {
+		return nil
+	}
+	id, dir := s.rec.User, s.rec.Home
+	ref := s.homeImage()
+	for _, name := range []string{".bashrc", ".profile", ".bash_logout"} {
+		b, err := s.m.opt.Engine.Images().ReadFile(ctx, ref, "/etc/skel/"+name)
+		if errors.Is(err, orchestrator.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, b, 0o644); err != nil {
+			return fmt.Errorf("home %q: %w", dir, err)
+		}
+		if err := os.Chown(file, id.UID, id.GID); err != nil {
+			return fmt.Errorf("home %q: %w", dir, err)
+		}
+	}
+	// Only now, so that nobody puts a link in the way of what root writes.
 	return os.Chown(dir, id.UID, id.GID)
+}
+
+// homeImage is the image whose programs use the home most: that of the panel, else of the last component with a home.
+func (s *session) homeImage() string {
+	ref := ""
+	for _, c := range s.rec.Plan.Components {
+		if !needs(c, "home") {
+			continue
+		}
+		ref = s.comps[c.Name].ref
+		if slices.Contains(c.Provides, "panel") {
+			break
+		}
+	}
+	return ref
 }
 
 func (s *session) remote() Remote {
