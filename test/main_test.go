@@ -52,6 +52,13 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "building the images: code %d, %v\n%s\n", r.Code, err, r.Stderr[max(0, len(r.Stderr)-8000):])
 		return 1
 	}
+	// The first session of a root makes the directories that all later ones use; they are no litter of a test.
+	for _, args := range [][]string{{"up", "openbox", "--name", "first-of-all", "--set", `home.kind="ephemeral"`}, {"stop", "first-of-all"}} {
+		if r, err := inst.Do(context.Background(), args...); err != nil || r.Code != 0 {
+			fmt.Fprintf(os.Stderr, "berth %s: code %d, %v\n%s\n", args[0], r.Code, err, r.Stderr)
+			return 1
+		}
+	}
 	code := m.Run()
 	if err := inst.StopDaemon(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
