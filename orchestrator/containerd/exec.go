@@ -73,6 +73,16 @@ func (e *Engine) exec(ctx context.Context, id string, spec orchestrator.ExecSpec
 		return 0, err
 	}
 	proc := execProcess(oci.Process, spec)
+	if spec.TTY {
+		// A size that is known already is the terminal's from the first: the program may ask before a resize arrives.
+		select {
+		case size, ok := <-spec.Resize:
+			if ok {
+				proc.ConsoleSize = &specs.Box{Width: uint(size.Cols), Height: uint(size.Rows)}
+			}
+		default:
+		}
+	}
 
 	if spec.Stdin != nil || spec.Stdout != nil || spec.Stderr != nil {
 		// The shim wants both outputs or no stream at all.
