@@ -370,7 +370,7 @@ func TestEveryStepCanFail(t *testing.T) {
 				ctx, cancel := context.WithCancel(context.Background())
 				var mu sync.Mutex
 				seen, hit := 0, ""
-				b.engine.Intercept(func(_ context.Context, c orchestratorCall) error {
+				b.engine.Intercept(func(_ context.Context, c fake.Call) error {
 					mu.Lock()
 					defer mu.Unlock()
 					if !slices.Contains([]string{"CreatePod", "CreateContainer", "StartContainer", "SetPodData", "ReadFile"}, c.Op) {
@@ -412,8 +412,6 @@ func TestEveryStepCanFail(t *testing.T) {
 		})
 	}
 }
-
-type orchestratorCall = fake.Call
 
 func TestOptionalFailureDoesNotHoldUpTheRest(t *testing.T) {
 	b := newBed(t, append(chain(),

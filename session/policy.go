@@ -19,7 +19,6 @@ const (
 // exitFacts is what decide knows of a component's exit.
 type exitFacts struct {
 	code      int
-	ranFor    time.Duration
 	wasReady  bool
 	attempts  int  // consecutive exits without a healthy run, this one included
 	starting  bool // the session is not up yet

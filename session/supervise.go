@@ -38,7 +38,7 @@ func (s *session) supervise(c *component, adopted int) {
 		s.mu.Lock()
 		starting := s.starting
 		s.mu.Unlock()
-		f := exitFacts{code: code, ranFor: ran, wasReady: ready, attempts: attempts, starting: starting,
+		f := exitFacts{code: code, wasReady: ready, attempts: attempts, starting: starting,
 			isSession: c.Name == s.rec.Plan.Session && s.displayAlive(ctx)}
 		act, pause := decide(c.Component, f)
 		// What no new try can change: the command or image is not there, or the component hangs in its start.

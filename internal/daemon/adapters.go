@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,7 +24,7 @@ import (
 // Plan resolves a profile as caller c sees it: built-in ones, those in /etc/berth/profiles, the caller's own. It starts
 // nothing. A path is not read by the daemon, which may read what the caller may not: clients send the text.
 func Plan(_ context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error) {
-	src := profiles.StandardSources(c.Home, c.UID, builtin())
+	src := profiles.StandardSources(c.Home, c.UID, assets.Profiles)
 	if req.Source != "" {
 		return profiles.ResolveText(req.Profile, []byte(req.Source), src, req.Set, infrastructure)
 	}
@@ -44,8 +43,6 @@ func PlanHere(ctx context.Context, req api.UpRequest) (api.Plan, error) {
 	}
 	return *p, nil
 }
-
-func builtin() fs.FS { return assets.Profiles }
 
 // infrastructure is what every session has besides its desktop.
 func infrastructure(p *profiles.Profile) ([]profiles.Component, error) {
