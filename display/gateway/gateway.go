@@ -223,7 +223,7 @@ func (g *Gateway) Serve() {
 func (g *Gateway) Close() error {
 	g.mu.Lock()
 	g.closed = true
-	web, ln := g.web, g.listener
+	web, ln, serving := g.web, g.listener, g.webServing
 	for _, l := range g.vnc {
 		l.Close()
 	}
@@ -231,9 +231,11 @@ func (g *Gateway) Close() error {
 	g.mu.Unlock()
 	g.cancel()
 	var err error
-	if web != nil {
-		ln.Close() // the server knows it only if Serve was called
-		err = web.Close()
+	switch {
+	case serving:
+		err = web.Close() // and with it the listener, which is the server's since Serve; closing it here too would race
+	case web != nil:
+		err = ln.Close()
 	}
 	g.running.Wait()
 	return err

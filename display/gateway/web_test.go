@@ -8,6 +8,7 @@ import (
 	"errors"
 	"image/png"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
@@ -662,6 +663,41 @@ func TestServeLater(t *testing.T) {
 	}
 	if code := within(t, "the browser", status); code != 200 {
 		t.Errorf("login: %d; want 200", code)
+	}
+}
+
+// Close ends what serves without an error, however far Serve has come, and nothing is logged as a failure.
+func TestClose(t *testing.T) {
+	var log bytes.Buffer
+	for _, serve := range []bool{false, true} {
+		for range 50 {
+			g, err := New(Config{Web: "127.0.0.1:16080", Log: slog.New(slog.NewTextHandler(&log, nil))}, &fakeSessions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := g.Listen(); err != nil {
+				t.Fatal(err)
+			}
+			addr := strings.TrimPrefix(g.URL(), "http://")
+			if serve {
+				g.Serve()
+				c, err := net.Dial("tcp", addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+			}
+			if err := g.Close(); err != nil {
+				t.Fatalf("close, served %v: %v", serve, err)
+			}
+			if c, err := net.Dial("tcp", addr); err == nil {
+				c.Close()
+				t.Fatalf("%s listens after close, served %v", addr, serve)
+			}
+		}
+	}
+	if strings.Contains(log.String(), "ERROR") {
+		t.Errorf("a close was logged as a failure:\n%s", log.String())
 	}
 }
 
