@@ -195,11 +195,20 @@ func (e *Engine) createRecord(ctx context.Context, pod, name string, spec *specs
 const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 
 // createTask lets the runtime create the first process of container id, which waits for startTask.
-// logFile takes its output; "" means none.
+// logFile takes its output, behind what it holds; "" means none.
+//
+// The shim opens the file, by its bare path, once for either stream, under two spellings. Under one (or with the scheme
+// file://) it would share one descriptor, which the first stream to end closes: what the other still has to say is lost,
+// and that is usually why the program died (copyPipes in containerd's cmd/containerd-shim-runc-v2/process/io.go, 2.4.2).
 func (e *Engine) createTask(ctx context.Context, id string, rootfs []*mountProto, logFile string) (pid int, err error) {
 	req := &tasks.CreateTaskRequest{ContainerID: id, Rootfs: rootfs}
 	if logFile != "" {
-		req.Stdout, req.Stderr = "file://"+logFile, "file://"+logFile
+		f, err := os.OpenFile(logFile, os.O_WRONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			return 0, fmt.Errorf("log: %w", err)
+		}
+		f.Close()
+		req.Stdout, req.Stderr = logFile, filepath.Dir(logFile)+"/./"+filepath.Base(logFile)
 	}
 	resp, err := e.client.TaskService().Create(ctx, req)
 	if err != nil {

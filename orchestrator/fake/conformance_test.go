@@ -99,6 +99,11 @@ func toolbox(ctx context.Context, e *fake.Engine, p *fake.Process) int {
 	case "split":
 		fmt.Fprintln(p.Stdout, "to stdout")
 		fmt.Fprintln(p.Stderr, "to stderr")
+	case "mute":
+		fmt.Fprintln(p.Stdout, "to stdout")
+		for i := range number(2) {
+			fmt.Fprintln(p.Stderr, "line", i+1)
+		}
 	case "lines":
 		var b bytes.Buffer
 		for i := range number(2) {

@@ -52,6 +52,19 @@ func run(args []string) error {
 	case "split": // one line on each stream
 		fmt.Println("to stdout")
 		fmt.Fprintln(os.Stderr, "to stderr")
+	case "mute": // closes its stdout, then writes "line 1" to "line N" to stderr, slowly
+		n, err := strconv.Atoi(args[0])
+		if err != nil {
+			return err
+		}
+		fmt.Println("to stdout")
+		if err := os.Stdout.Close(); err != nil {
+			return err
+		}
+		for i := range n {
+			time.Sleep(10 * time.Millisecond) // for whoever reads stdout to notice its end
+			fmt.Fprintln(os.Stderr, "line", i+1)
+		}
 	case "lines": // "line 1" to "line N", then waits
 		n, err := strconv.Atoi(args[0])
 		if err != nil {
