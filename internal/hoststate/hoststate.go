@@ -1,12 +1,15 @@
 // Package hoststate lists what Berth could leave behind on a host (mounts, cgroups, namespaces, processes, snapshots,
-// sockets, files), so that tests and benchmarks can show that nothing is. Network interfaces are left out: nothing in
-// their names tells whose they are, and they end with their namespaces.
+// sockets, files, network interfaces, firewall tables), so that tests and benchmarks can show that nothing is.
 package hoststate
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -73,6 +76,9 @@ func Take(l paths.Layout) (State, error) {
 			return nil, fmt.Errorf("host state: %w", err)
 		}
 	}
+	if err := s.network(l); err != nil {
+		return nil, err
+	}
 	for k := range s {
 		slices.Sort(s[k])
 		s[k] = slices.Compact(s[k])
@@ -121,6 +127,47 @@ func (s State) processes(l paths.Layout) error {
 			if ns, err := os.Readlink(d + "/ns/" + k); err == nil && ns != mine {
 				s["namespaces"] = append(s["namespaces"], ns)
 			}
+		}
+	}
+	return nil
+}
+
+// network finds the host's ends of the pods' interfaces, which have an address of the instance's subnet (nothing in their
+// names tells whose they are), and the tables of the firewall that bear the instance's name.
+func (s State) network(l paths.Layout) error {
+	text, err := os.ReadFile(l.Subnet())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // no pod has had a network yet
+	}
+	if err != nil {
+		return fmt.Errorf("host state: %w", err)
+	}
+	subnet, err := netip.ParsePrefix(strings.TrimSpace(string(text)))
+	if err != nil {
+		return fmt.Errorf("host state: subnet: %w", err)
+	}
+	links, err := net.Interfaces()
+	if err != nil {
+		return fmt.Errorf("host state: %w", err)
+	}
+	for _, i := range links {
+		addrs, err := i.Addrs()
+		if err != nil {
+			continue // it has just gone
+		}
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && subnet.Contains(p.Addr()) {
+				s["interfaces"] = append(s["interfaces"], i.Name)
+			}
+		}
+	}
+	out, err := exec.Command("nft", "list", "tables").Output()
+	if err != nil {
+		return nil // without nft there are no tables
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.HasSuffix(strings.TrimSpace(line), " "+l.Instance()) {
+			s["firewall tables"] = append(s["firewall tables"], strings.TrimSpace(line))
 		}
 	}
 	return nil

@@ -89,5 +89,8 @@ func (l Layout) Volumes() string { return filepath.Join(l.State, "volumes") }
 // Bases holds the base root file systems made by mmdebstrap, as OCI layouts.
 func (l Layout) Bases() string { return filepath.Join(l.State, "bases") }
 
+// Subnet is the file that keeps the network chosen for the pods, as ADDRESS/BITS.
+func (l Layout) Subnet() string { return filepath.Join(l.State, "cni", "subnet") }
+
 // Logs holds the containers' logs, one directory per session.
 func (l Layout) Logs() string { return filepath.Join(l.State, "logs") }

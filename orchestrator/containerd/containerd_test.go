@@ -1,12 +1,8 @@
 package containerd
 
 import (
-	"net"
-	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strings"
 	"testing"
 
 	"berth/internal/hoststate"
@@ -57,36 +53,6 @@ func (h *host) state(t *testing.T, e *Engine) map[string][]string {
 	s, err := hoststate.Take(h.layout)
 	if err != nil {
 		t.Fatal(err)
-	}
-	// Other instances may be at work on this host: only what bears our name or has our addresses counts.
-	delete(s, "interfaces")
-	if data, err := os.ReadFile(filepath.Join(h.layout.State, "cni", "subnet")); err == nil {
-		subnet, err := netip.ParsePrefix(strings.TrimSpace(string(data)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		links, err := net.Interfaces()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, l := range links {
-			addrs, err := l.Addrs()
-			if err != nil {
-				continue // it has just gone
-			}
-			for _, a := range addrs {
-				if p, err := netip.ParsePrefix(a.String()); err == nil && subnet.Contains(p.Addr()) {
-					s["interfaces"] = append(s["interfaces"], l.Name)
-				}
-			}
-		}
-	}
-	if out, err := exec.Command("nft", "list", "tables").Output(); err == nil {
-		for line := range strings.Lines(string(out)) {
-			if strings.Contains(line, h.layout.Instance()) {
-				s["nft"] = append(s["nft"], line)
-			}
-		}
 	}
 	if dir, err := os.ReadDir(h.layout.Logs()); err == nil {
 		for _, d := range dir {

@@ -229,7 +229,7 @@ func (n *network) chooseSubnet() (string, error) {
 		}
 		return p.Masked().String(), nil
 	}
-	file := filepath.Join(n.e.layout.State, "cni", "subnet")
+	file := n.e.layout.Subnet()
 	if data, err := os.ReadFile(file); err == nil {
 		if p, err := netip.ParsePrefix(strings.TrimSpace(string(data))); err == nil {
 			return p.String(), nil
