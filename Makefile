@@ -95,7 +95,7 @@ run: build
 # cache for the next run, until make clean. gotestsum (tools/test/go.mod) counts at the end what passed, failed and was
 # skipped, with the reason.
 TEST_ROOT   ?= /var/tmp/berth-test
-TEST_IMAGES := xvfb x11vnc bus pipewire xfce openbox xvnc pulseaudio xfce-13
+TEST_IMAGES := $(shell cat test/images.txt)
 
 test: build
 	tools/deps run test

@@ -3,6 +3,7 @@ package test
 
 import (
 	"context"
+	_ "embed"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,8 +22,10 @@ import (
 
 var inst *berthtest.Instance
 
-// images are those that the tests start sessions from.
-var images = []string{"xvfb", "x11vnc", "bus", "pipewire", "xfce", "openbox", "xvnc", "pulseaudio", "xfce-13"}
+// images are those that the tests start sessions from; make builds them beforehand.
+//
+//go:embed images.txt
+var images string
 
 // pictures is where the tests leave screenshots, for people to look at.
 var pictures string
@@ -45,9 +48,9 @@ func run(m *testing.M) int {
 	}
 	// make has begun with this already; what is there costs a look. Who works on one test may narrow it down.
 	if narrow := os.Getenv("BERTH_TEST_IMAGES"); narrow != "" {
-		images = strings.Fields(narrow)
+		images = narrow
 	}
-	r, err := inst.Do(context.Background(), append([]string{"image", "build"}, images...)...)
+	r, err := inst.Do(context.Background(), append([]string{"image", "build"}, strings.Fields(images)...)...)
 	if err != nil || r.Code != 0 {
 		fmt.Fprintf(os.Stderr, "building the images: code %d, %v\n%s\n", r.Code, err, r.Stderr[max(0, len(r.Stderr)-8000):])
 		return 1
