@@ -32,19 +32,11 @@ func (s *Server) images(w http.ResponseWriter, r *http.Request, _ api.Caller) er
 func (s *Server) transfer(w http.ResponseWriter, do func(out *lines) ([]orchestrator.Image, error)) error {
 	out := newLines(w)
 	images, err := do(out)
-	switch {
-	case err == nil:
-		out.write(api.ImageEvent{Images: images, Done: true})
-	case out.begun():
-		out.write(api.ImageEvent{Error: api.ErrorOf(err)})
-	default:
-		return err
-	}
-	return out.err
+	return out.finish(api.ImageEvent{Images: images, Done: true}, func(e *api.Error) any { return api.ImageEvent{Error: e} }, err)
 }
 
 func progressTo(out *lines) func(orchestrator.Progress) {
-	return func(p orchestrator.Progress) { out.write(api.ImageEvent{Progress: &p}) }
+	return func(p orchestrator.Progress) { out.progress(api.ImageEvent{Progress: &p}) }
 }
 
 func (s *Server) imageBuild(w http.ResponseWriter, r *http.Request, c api.Caller) error {
@@ -59,7 +51,7 @@ func (s *Server) imageBuild(w http.ResponseWriter, r *http.Request, c api.Caller
 		return api.WithHint(fmt.Errorf("user %q: %w to rebuild images that are up to date", c.Name, api.ErrForbidden), "run the command as root")
 	}
 	return s.transfer(w, func(out *lines) ([]orchestrator.Image, error) {
-		return nil, s.Images.Build(r.Context(), req.Names, req.BuildOptions, func(b api.Build) { out.write(api.ImageEvent{Build: &b}) })
+		return nil, s.Images.Build(r.Context(), req.Names, req.BuildOptions, func(b api.Build) { out.progress(api.ImageEvent{Build: &b}) })
 	})
 }
 

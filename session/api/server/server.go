@@ -307,34 +307,82 @@ func readJSON(w http.ResponseWriter, r *http.Request, limit int64, doc any) erro
 	return nil
 }
 
-// lines writes an answer of one JSON document per line. The header goes out with the first.
-// It is safe for concurrent use.
+// lines writes an answer of one JSON document per line: progress, and at last the result. The header goes out with the
+// first. Progress never waits for a client that does not read (a terminal's Ctrl-Z stops one for hours), since others may
+// wait for what is under way: what such a client has no room for is dropped. All methods are safe for concurrent use.
 type lines struct {
-	mu  sync.Mutex
-	w   http.ResponseWriter
-	enc *json.Encoder
-	err error
+	w     http.ResponseWriter
+	enc   *json.Encoder
+	queue chan any
+	done  chan struct{} // closed when the queue is closed and written
+	err   error         // of writing; valid after done
+
+	mu     sync.Mutex
+	begun  bool // guarded by mu, as is closed
+	closed bool
 }
+
+// linesQueued is how many documents of progress wait for a slow client, besides what its socket holds.
+const linesQueued = 1024
 
 func newLines(w http.ResponseWriter) *lines {
-	return &lines{w: w, enc: json.NewEncoder(w)}
+	l := &lines{w: w, enc: json.NewEncoder(w), queue: make(chan any, linesQueued), done: make(chan struct{})}
+	go func() {
+		defer close(l.done)
+		first := true
+		for doc := range l.queue {
+			if l.err == nil {
+				l.err = l.write(doc, first)
+			}
+			first = false
+		}
+	}()
+	return l
 }
 
-func (l *lines) begun() bool { return l.w.(*tracker).begun }
-
-func (l *lines) write(doc any) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.err != nil {
-		return
-	}
-	if !l.begun() {
+func (l *lines) write(doc any, first bool) error {
+	if first {
 		l.w.Header().Set("Content-Type", "application/x-ndjson")
 		l.w.WriteHeader(http.StatusOK)
 	}
-	if l.err = l.enc.Encode(doc); l.err == nil {
-		l.err = http.NewResponseController(l.w).Flush()
+	if err := l.enc.Encode(doc); err != nil {
+		return err
 	}
+	return http.NewResponseController(l.w).Flush()
+}
+
+// progress adds a document, if there is room. After finish it does nothing.
+func (l *lines) progress(doc any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	l.begun = true
+	select {
+	case l.queue <- doc:
+	default:
+	}
+}
+
+// finish waits until what was added is written, then writes the result, or, if err is not nil, fail(err). An error before
+// any line was written is left to the caller, to be answered in the ordinary way.
+func (l *lines) finish(result any, fail func(*api.Error) any, err error) error {
+	l.mu.Lock()
+	l.closed = true
+	begun := l.begun
+	l.mu.Unlock()
+	close(l.queue)
+	<-l.done
+	switch {
+	case l.err != nil:
+		return l.err
+	case err == nil:
+		return l.write(result, !begun)
+	case begun:
+		return l.write(fail(api.ErrorOf(err)), false)
+	}
+	return err
 }
 
 // copyFlush copies a stream as it comes.

@@ -3,6 +3,7 @@ package server_test
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -227,6 +228,57 @@ func TestClientThatIsGoneCancels(t *testing.T) {
 			t.Fatal("the up was not cancelled")
 		}
 		time.Sleep(time.Millisecond) // between looks at a condition
+	}
+}
+
+// chatty reports much more progress than a socket and a queue hold, and tells when it has.
+type chatty struct {
+	*apitest.Fake
+	said chan struct{}
+}
+
+func (c chatty) Up(ctx context.Context, caller api.Caller, req api.UpRequest, progress func(api.UpEvent)) (api.Session, error) {
+	for range 1 << 16 {
+		progress(api.UpEvent{Message: strings.Repeat("x", 64)})
+	}
+	close(c.said)
+	return c.Fake.Up(ctx, caller, req, progress)
+}
+
+// TestStoppedClientHoldsNothingUp has a client that reads only after the work is done, as after a terminal's Ctrl-Z.
+func TestStoppedClientHoldsNothingUp(t *testing.T) {
+	fake := chatty{apitest.New(), make(chan struct{})}
+	c := apitest.Serve(t, fake.Fake, func(cfg *server.Config) { cfg.Manager = fake })
+	conn, err := net.Dial("unix", c.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	body := `{"profile":"xfce"}`
+	fmt.Fprintf(conn, "POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	select {
+	case <-fake.said:
+	case <-time.After(time.Minute):
+		t.Fatal("progress waits for a client that does not read")
+	}
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var last api.UpEvent
+	n := 0
+	for dec := json.NewDecoder(res.Body); ; n++ {
+		var e api.UpEvent
+		if err := dec.Decode(&e); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		last = e
+	}
+	if last.Session == nil || n >= 1<<16 {
+		t.Errorf("%d lines, the last %+v; want fewer than were sent, and the session at the end", n, last)
 	}
 }
 

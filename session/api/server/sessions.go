@@ -78,18 +78,10 @@ func (s *Server) up(w http.ResponseWriter, r *http.Request, c api.Caller) error 
 	out := newLines(w)
 	started, err := s.Manager.Up(r.Context(), c, req, func(e api.UpEvent) {
 		e.Session, e.Error = nil, nil // these end the stream
-		out.write(e)
+		out.progress(e)
 	})
-	switch {
-	case err == nil:
-		started = whole(started)
-		out.write(api.UpEvent{Session: &started})
-	case out.begun():
-		out.write(api.UpEvent{Error: api.ErrorOf(err)})
-	default:
-		return err
-	}
-	return out.err
+	started = whole(started)
+	return out.finish(api.UpEvent{Session: &started}, func(e *api.Error) any { return api.UpEvent{Error: e} }, err)
 }
 
 func (s *Server) plan(w http.ResponseWriter, r *http.Request, c api.Caller) error {
