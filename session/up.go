@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"berth/internal/diskfull"
 	"berth/internal/revert"
 	"berth/orchestrator"
 	"berth/profiles"
@@ -68,6 +69,7 @@ func (m *Manager) Up(ctx context.Context, c api.Caller, req api.UpRequest, progr
 		if undoErr := undo.Run(ctx); undoErr != nil {
 			err = errors.Join(err, undoErr)
 		}
+		err = diskfull.Explain(err, m.opt.Layout.State)
 		if prefix := fmt.Sprintf("session %q: ", s.name); !strings.HasPrefix(err.Error(), prefix) {
 			err = fmt.Errorf("%s%w", prefix, err)
 		}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"berth/internal/diskfull"
 	"berth/orchestrator"
 	"berth/session/api"
 
@@ -57,13 +58,13 @@ func (s *Service) Build(ctx context.Context, names []string, opt api.BuildOption
 	for i, n := range names {
 		plain[i] = recipeOf(n)
 	}
-	targets, err := book.closure(plain)
-	if err != nil {
-		return err
-	}
 	forced := map[string]bool{}
 	for _, n := range plain {
 		forced[n] = opt.Force || opt.NoCache
+	}
+	targets, err := s.outdated(ctx, book, plain, forced)
+	if err != nil {
+		return err
 	}
 	rep := newReporter(progress)
 	if opt.NoCache {
@@ -75,6 +76,49 @@ func (s *Service) Build(ctx context.Context, names []string, opt api.BuildOption
 		}
 	}
 	return s.buildAll(ctx, targets, forced, opt.NoCache, rep)
+}
+
+// outdated returns the named targets that are forced or not up to date, and what has to be built for them, parents first.
+// An image that is up to date does not need its parents: it may have been imported without them.
+func (s *Service) outdated(ctx context.Context, b *book, names []string, forced map[string]bool) ([]*target, error) {
+	all, err := b.closure(names)
+	if err != nil {
+		return nil, err
+	}
+	// Parents are asked for by each of their children.
+	type answer struct {
+		img orchestrator.Image
+		err error
+	}
+	known := map[string]answer{}
+	get := func(ctx context.Context, ref string) (orchestrator.Image, error) {
+		a, ok := known[ref]
+		if !ok {
+			a.img, a.err = s.store.Get(ctx, ref)
+			known[ref] = a
+		}
+		return a.img, a.err
+	}
+	stale := map[*target]bool{} // there is an image, but not of now
+	build := map[*target]bool{}
+	for _, t := range all {
+		there, fresh, err := s.upToDate(ctx, t, get)
+		if err != nil {
+			return nil, err
+		}
+		stale[t] = there && !fresh || slices.ContainsFunc(t.parents, func(p *target) bool { return stale[p] })
+		build[t] = forced[t.name()] || !fresh || stale[t]
+	}
+	// From the children to the parents: a parent is wanted by its own name, or for a child that is built.
+	wanted := map[*target]bool{}
+	for _, t := range slices.Backward(all) {
+		if wanted[t] = build[t] && (wanted[t] || slices.Contains(names, t.name())); wanted[t] {
+			for _, p := range t.parents {
+				wanted[p] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(all, func(t *target) bool { return !wanted[t] }), nil
 }
 
 // buildAll builds those targets that are forced or not up to date; parents come before children in targets.
@@ -95,6 +139,9 @@ func (s *Service) buildAll(ctx context.Context, targets []*target, forced map[st
 	for _, t := range targets {
 		g.Go(func() error {
 			for _, p := range t.parents {
+				if done[p] == nil {
+					continue // it is there
+				}
 				select {
 				case <-done[p]:
 				case <-ctx.Done():
@@ -108,7 +155,7 @@ func (s *Service) buildAll(ctx context.Context, targets []*target, forced map[st
 			}
 			defer unlock()
 			if !forced[t.name()] {
-				fresh, err := s.upToDate(ctx, t)
+				_, fresh, err := s.upToDate(ctx, t, s.store.Get)
 				if err != nil {
 					return err
 				}
@@ -141,40 +188,40 @@ func (s *Service) buildAll(ctx context.Context, targets []*target, forced map[st
 	return g.Wait()
 }
 
-// upToDate tells whether a target's image is what building it now would be about.
-func (s *Service) upToDate(ctx context.Context, t *target) (bool, error) {
-	img, err := s.store.Get(ctx, t.ref())
+// upToDate tells whether there is an image of a target, and whether it is what building it now would be about.
+func (s *Service) upToDate(ctx context.Context, t *target, get func(context.Context, string) (orchestrator.Image, error)) (there, fresh bool, err error) {
+	img, err := get(ctx, t.ref())
 	if errors.Is(err, orchestrator.ErrNotFound) {
-		return false, nil
+		return false, false, nil
 	}
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	if img.Labels[labelRecipe] != t.digest {
-		return false, nil
+		return true, false, nil
 	}
 	if t.recipe.onBase {
 		b, err := s.bases.get(t.release)
 		if err != nil && !errors.Is(err, orchestrator.ErrNotFound) {
-			return false, err
+			return true, false, err
 		}
 		if err == nil && img.Labels[labelBase] != b.desc.Digest.String() {
-			return false, nil
+			return true, false, nil
 		}
 	}
 	for _, p := range t.parents {
-		parent, err := s.store.Get(ctx, p.ref())
+		parent, err := get(ctx, p.ref())
 		if errors.Is(err, orchestrator.ErrNotFound) {
 			continue
 		}
 		if err != nil {
-			return false, err
+			return true, false, err
 		}
 		if img.Labels[labelParent+p.recipe.name] != chainID(parent) {
-			return false, nil
+			return true, false, nil
 		}
 	}
-	return true, nil
+	return true, true, nil
 }
 
 // solve builds one target with BuildKit.
@@ -295,7 +342,7 @@ func (s *Service) solve(ctx context.Context, t *target, b base, noCache bool, re
 // diskFull explains an error that means a full disk, after it has cleaned up what the failed operation could not, for
 // lack of room to write that down.
 func (s *Service) diskFull(ctx context.Context, err error) error {
-	if !isDiskFull(err) {
+	if !diskfull.Is(err) {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
@@ -313,7 +360,7 @@ func (s *Service) diskFull(ctx context.Context, err error) error {
 	if cleanup = errors.Join(cleanup, s.reserve().keep()); cleanup != nil {
 		s.opt.Log.Warn("cleaning up after a full disk", "error", cleanup)
 	}
-	return diskFull(err, s.opt.Layout.State)
+	return diskfull.Explain(err, s.opt.Layout.State)
 }
 
 // pruneUnfinished removes the steps that did not end and files that were sent to them: all of the build cache that can

@@ -292,6 +292,18 @@ func TestBuildChain(t *testing.T) {
 	if r := ensure(s2, "top", "tools"); len(r.images()) != 0 {
 		t.Errorf("built %v though imported", r.images())
 	}
+	// Nor does it when the build is asked for: middle, which top was built on, is not here and not needed.
+	build := record(t)
+	if err := s2.Build(ctx, []string{"top"}, api.BuildOptions{}, build.add); err != nil || len(build.images()) != 0 {
+		t.Errorf("Build of what was imported built %v, %v", build.images(), err)
+	}
+	build = record(t)
+	if err := s2.Build(ctx, []string{"top"}, api.BuildOptions{Force: true}, build.add); err != nil {
+		t.Errorf("forced build: %v", err)
+	}
+	if _, err := in.engine.Images().Get(ctx, "localhost/berth/middle:latest"); err != nil {
+		t.Errorf("forced build of top did not make middle, which was missing: %v", err)
+	}
 
 	// Prune drops images of recipes that are no more, the cache, and says what that freed.
 	delete(recipes, "tools/Dockerfile")

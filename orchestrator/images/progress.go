@@ -4,19 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
-	"berth/orchestrator"
 	"berth/session/api"
 
 	bkclient "github.com/moby/buildkit/client"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 )
 
 // reporter hands progress to its consumer from one goroutine at a time. A nil reporter reports to nobody.
@@ -202,23 +197,4 @@ func (k *keyLock) lock(ctx context.Context, key string) (unlock func(), err erro
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-}
-
-// isDiskFull tells whether an error means a full disk. What comes from containerd and BuildKit is text.
-func isDiskFull(err error) bool {
-	return err != nil && (errors.Is(err, syscall.ENOSPC) || strings.Contains(strings.ToLower(err.Error()), "no space left on device"))
-}
-
-// diskFull adds to an error that means a full disk what to do about it; others pass. dir lies on the disk.
-func diskFull(err error, dir string) error {
-	if !isDiskFull(err) {
-		return err
-	}
-	left := ""
-	var st unix.Statfs_t
-	if unix.Statfs(dir, &st) == nil {
-		left = fmt.Sprintf(" (%d MiB left)", st.Bavail*uint64(st.Bsize)>>20)
-	}
-	return fmt.Errorf("%w\n%w: the disk that holds %s is full%s: free some of it, for example with `berth image prune` and `berth image rm`",
-		err, orchestrator.ErrUnavailable, dir, left)
 }

@@ -210,7 +210,7 @@ func (s *Service) Ensure(ctx context.Context, names []string, progress func(api.
 		}
 	}
 	out := make(map[string]string, len(names))
-	var build []string
+	var recipes []string
 	var pull []string
 	for _, n := range names {
 		if _, ok := out[n]; ok {
@@ -231,18 +231,16 @@ func (s *Service) Ensure(ctx context.Context, names []string, progress func(api.
 			}
 			continue
 		}
-		fresh, err := s.upToDate(ctx, t)
-		if err != nil {
-			return nil, err
-		}
-		if !fresh {
-			build = append(build, t.name())
-		}
+		recipes = append(recipes, t.name())
 	}
-	if len(build) > 0 {
-		targets, err := b.closure(build)
-		if err != nil {
-			return nil, err
+	targets, err := s.outdated(ctx, b, recipes, nil)
+	if err != nil {
+		return nil, err
+	}
+	if len(targets) > 0 {
+		var build []string
+		for _, t := range targets {
+			build = append(build, t.name())
 		}
 		say(api.UpEvent{Message: "building images " + strings.Join(build, ", ")})
 		rep := newReporter(func(p api.Build) { say(api.UpEvent{Build: &p}) })
