@@ -19,9 +19,11 @@ type Identity struct {
 	Groups []int  `json:"groups,omitempty"`
 }
 
-// The user of root's sessions when nothing else is configured: desktops do not run as root.
+// The user of root's sessions when nothing else is configured: desktops do not run as root. The uid belongs to nobody, so
+// that nobody on the host reaches those sessions' sockets and homes by being somebody: neither adduser (1000 to 59999) nor
+// systemd (https://systemd.io/UIDS-GIDS) gives it out.
 const (
-	defaultUID  = 1000
+	defaultUID  = 61000
 	defaultName = "user"
 )
 

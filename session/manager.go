@@ -6,11 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -86,8 +83,8 @@ type Options struct {
 	Screen  Screen
 	Gateway Gateway
 	Log     *slog.Logger
-	// DefaultUser is the host user of root's sessions; "" means uid 1000 with the name "user", whether or not the host
-	// knows one.
+	// DefaultUser is the host user of root's sessions; "" means one that the host does not have, called "user" in its
+	// containers.
 	DefaultUser string
 }
 
@@ -253,7 +250,7 @@ func (m *Manager) Remove(ctx context.Context, c api.Caller, name string, force, 
 	s, err := m.find(c, name)
 	if err != nil {
 		if home && errors.Is(err, orchestrator.ErrNotFound) {
-			return m.removeVolume(c, c.UID, name)
+			return m.removeVolume(c, name)
 		}
 		return err
 	}
@@ -265,34 +262,9 @@ func (m *Manager) Remove(ctx context.Context, c api.Caller, name string, force, 
 		return err
 	}
 	if home && volume != "" {
-		return m.removeVolume(c, s.rec.User.UID, volume)
+		return m.dropVolume(nil, s.rec.User.UID, volume)
 	}
 	return nil
-}
-
-// removeVolume deletes the home volume of user uid, unless a session uses it. Root's sessions run as another user.
-func (m *Manager) removeVolume(c api.Caller, uid int, name string) error {
-	if uid == 0 {
-		uid = defaultUID
-	}
-	if !nameRE.MatchString(name) || (!c.Root() && uid != c.UID) {
-		return fmt.Errorf("home volume %q: %w", name, orchestrator.ErrNotFound)
-	}
-	for _, s := range m.all() {
-		if s.volume() == name && s.rec.User.UID == uid {
-			return fmt.Errorf("home volume %q: %w: session %q uses it", name, orchestrator.ErrState, s.name)
-		}
-	}
-	dir := m.volumeDir(uid, name)
-	if _, err := os.Lstat(dir); err != nil {
-		return fmt.Errorf("home volume %q: %w", name, orchestrator.ErrNotFound)
-	}
-	return removeTree(dir)
-}
-
-// volumeDir is where the home volume of user uid lies: users do not share names.
-func (m *Manager) volumeDir(uid int, name string) string {
-	return filepath.Join(m.opt.Layout.Volumes(), strconv.Itoa(uid), name)
 }
 
 // Logs implements api.Manager.
@@ -340,8 +312,13 @@ func (m *Manager) Shot(ctx context.Context, c api.Caller, name string) ([]byte, 
 	return m.shot(ctx, s, 0)
 }
 
+// screenTimeout bounds one use of a session's X server, which belongs to the session's user and need not answer.
+const screenTimeout = 10 * time.Second
+
 // shot takes a picture, scaled down to width unless that is 0.
 func (m *Manager) shot(ctx context.Context, s *session, width int) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, screenTimeout)
+	defer cancel()
 	png, err := m.opt.Screen.Shot(ctx, s.wires.xsocket(), s.wires.xauthority(), width)
 	if err != nil {
 		return nil, fmt.Errorf("session %q: screenshot: %w", s.name, err)
@@ -374,6 +351,8 @@ func (m *Manager) Resize(ctx context.Context, c api.Caller, name string, width, 
 		return fmt.Errorf("session %q: size %dx%d: %w: at least %dx%d, at most %dx%d", name, width, height,
 			orchestrator.ErrInvalid, minWidth, minHeight, maxWidth, maxHeight)
 	}
+	ctx, cancel := context.WithTimeout(ctx, screenTimeout)
+	defer cancel()
 	if err := m.opt.Screen.Resize(ctx, s.wires.xsocket(), s.wires.xauthority(), width, height, s.rec.Plan.Display.DPI); err != nil {
 		return fmt.Errorf("session %q: size %dx%d: %w", name, width, height, err)
 	}

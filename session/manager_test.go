@@ -37,6 +37,7 @@ type bed struct {
 	mu       sync.Mutex
 	attached map[string]int // name -> port
 	sizes    []string
+	deaf     bool // neither does the gateway let anybody in, nor does the display answer
 }
 
 func newBed(t *testing.T, comps ...profiles.Component) *bed {
@@ -70,6 +71,9 @@ func newBed(t *testing.T, comps ...profiles.Component) *bed {
 		if c.Timeout == 0 {
 			c.Timeout = patience
 		}
+		if c.Needs == nil { // as profiles.Build does
+			c.Needs = []string{profiles.WireX11, profiles.WireBus, profiles.WireAudio, profiles.WireHome}
+		}
 	}
 	b.engine.Handle("serve", fake.Serve())
 	b.start()
@@ -93,6 +97,8 @@ func (b *bed) start() {
 	var err error
 	b.m, err = New(context.Background(), Options{Engine: b.engine.Connect(), Images: imagesAsNamed{}, Layout: b.layout,
 		Plan: func(context.Context, api.Caller, api.UpRequest) (*profiles.Plan, error) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
 			p := b.plan
 			return &p, nil
 		},
@@ -152,6 +158,9 @@ func (b *bed) until(what string, cond func() bool) {
 func (b *bed) Attach(_ context.Context, r Remote) (string, string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.deaf {
+		return "", "", errors.New("no such address")
+	}
 	if r.Exact && r.Port == 1 {
 		return "", "", fmt.Errorf("port 1: in use")
 	}
@@ -170,7 +179,13 @@ func (b *bed) Detach(r Remote) {
 }
 
 func (b *bed) Shot(context.Context, string, string, int) ([]byte, error) { return []byte("PNG"), nil }
-func (b *bed) Size(context.Context, string, string) (int, int, error)    { return 640, 480, nil }
+func (b *bed) Size(ctx context.Context, _, _ string) (int, int, error) {
+	if b.deaf {
+		<-ctx.Done()
+		return 0, 0, ctx.Err()
+	}
+	return 640, 480, nil
+}
 func (b *bed) Resize(_ context.Context, _, _ string, w, h, dpi int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -551,6 +566,208 @@ func TestAdoption(t *testing.T) {
 	}
 	if err := b.m.Stop(context.Background(), root, "duo"); err != nil {
 		t.Fatal(err)
+	}
+	b.clean()
+}
+
+// A gateway that cannot listen and an X server that does not answer keep nobody from their session.
+func TestAdoptionWithoutGatewayAndDisplay(t *testing.T) {
+	b := newBed(t, chain()...)
+	s := b.up(api.UpRequest{})
+	b.m.Close()
+	b.mu.Lock()
+	b.deaf = true
+	b.mu.Unlock()
+	b.start()
+	now, err := b.m.Session(context.Background(), root, "duo")
+	if err != nil || now.ID != s.ID || now.State != api.StateRunning || now.Remote.VNC != "" {
+		t.Errorf("adopted %+v, %v", now, err)
+	}
+	if err := b.m.Stop(context.Background(), root, "duo"); err != nil {
+		t.Fatal(err)
+	}
+	b.clean()
+}
+
+// An end that fails leaves the session listed as failed, and can be tried again.
+func TestFailedEndIsTriedAgain(t *testing.T) {
+	b := newBed(t, chain()...)
+	b.up(api.UpRequest{})
+	boom := errors.New("boom")
+	fail := func(_ context.Context, c fake.Call) error {
+		if c.Op == "RemovePod" {
+			return boom
+		}
+		return nil
+	}
+	b.engine.Intercept(fail)
+	if err := b.m.Stop(context.Background(), root, "duo"); !errors.Is(err, boom) {
+		t.Fatalf("stop: %v; want the engine's error", err)
+	}
+	now, err := b.m.Session(context.Background(), root, "duo")
+	if err != nil || now.State != api.StateFailed || !strings.Contains(now.Error, "boom") {
+		t.Errorf("after a failed stop: %+v, %v", now, err)
+	}
+	// So it is for the next daemon: the wires are gone, so nobody can use it, and its name stays taken.
+	b.m.Close()
+	b.start()
+	if now, err = b.m.Session(context.Background(), root, "duo"); err != nil || now.State != api.StateFailed {
+		t.Errorf("after a restart: %+v, %v", now, err)
+	}
+	b.engine.Intercept(nil)
+	if err := b.m.Remove(context.Background(), root, "duo", false, false); err != nil {
+		t.Errorf("rm of a failed session: %v", err)
+	}
+	b.clean()
+}
+
+// An optional component that is late is waited for by nobody, and comes back all the same.
+func TestLateOptionalComponentComesBack(t *testing.T) {
+	late := profiles.Component{Name: "late", Command: []string{"late"}, Optional: true, Restart: "always", Timeout: 30 * time.Millisecond, Stop: time.Millisecond}
+	b := newBed(t, append(chain(), late, profiles.Component{Name: "on-late", After: []string{"late"}, Optional: true, Restart: "always"})...)
+	var mu sync.Mutex
+	hang := true
+	b.engine.Handle("late", func(ctx context.Context, p *fake.Process) int {
+		mu.Lock()
+		h := hang
+		mu.Unlock()
+		if h {
+			<-ctx.Done()
+			return 1
+		}
+		return fake.Serve()(ctx, p)
+	})
+	s := b.up(api.UpRequest{})
+	if s.State != api.StateDegraded || find(s, "late").State == compReady || find(s, "on-late").State == compReady {
+		t.Errorf("session: %+v", s)
+	}
+	mu.Lock()
+	hang = false
+	mu.Unlock()
+	b.until("all components", func() bool {
+		s, _ := b.m.Session(context.Background(), root, "duo")
+		return s.State == api.StateRunning
+	})
+	if err := b.m.Stop(context.Background(), root, "duo"); err != nil {
+		t.Fatal(err)
+	}
+	b.clean()
+}
+
+// A failed start takes back the home it made, unless another session lives in it by then; a killed one leaves none behind.
+func TestHomeOfAFailedStart(t *testing.T) {
+	b := newBed(t, append(chain(), profiles.Component{Name: "bad", Command: []string{"bad"}, Restart: "never"})...)
+	b.plan.Home = profiles.Home{Kind: "volume", Name: "shared"}
+	release := make(chan struct{})
+	b.engine.Handle("bad", func(ctx context.Context, p *fake.Process) int {
+		select {
+		case <-release:
+		case <-ctx.Done():
+		}
+		return 1
+	})
+	failed := make(chan error, 1)
+	go func() {
+		_, err := b.m.Up(context.Background(), root, api.UpRequest{Name: "first"}, nil)
+		failed <- err
+	}()
+	dir := b.m.volumeDir(defaultUID, "shared")
+	b.until("the home", func() bool { _, err := os.Stat(dir); return err == nil })
+	b.mu.Lock()
+	b.plan.Components = b.plan.Components[:len(b.plan.Components)-1] // without the bad one
+	b.mu.Unlock()
+	b.up(api.UpRequest{Name: "second"})
+	close(release)
+	if err := <-failed; err == nil || !strings.Contains(err.Error(), `"second" uses it`) {
+		t.Errorf("up: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, ".bashrc")); err != nil {
+		t.Errorf("the second session's home: %v", err)
+	}
+	if err := b.m.Stop(context.Background(), root, "second"); err != nil {
+		t.Fatal(err)
+	}
+	b.m.Close()
+	if err := os.Mkdir(filepath.Join(filepath.Dir(dir), unfinishedHome+"first-00"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b.start()
+	if err := b.m.Remove(context.Background(), root, "shared", false, true); err != nil {
+		t.Error(err)
+	}
+	b.clean()
+}
+
+// What was mounted as a home stays, whatever its owner puts in its place later.
+func TestBindHome(t *testing.T) {
+	b := newBed(t, chain()...)
+	mine, theirs := filepath.Join(b.layout.Root, "mine"), filepath.Join(b.layout.Root, "theirs")
+	for dir, uid := range map[string]int{mine: 4001, theirs: 4002} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "whose"), []byte(filepath.Base(dir)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(dir, uid, uid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ann := api.Caller{UID: 4001, GID: 4001, Name: "ann"}
+	b.plan.Home = profiles.Home{Kind: "bind", Path: theirs}
+	if _, err := b.m.Up(context.Background(), ann, api.UpRequest{}, nil); !errors.Is(err, orchestrator.ErrInvalid) {
+		t.Errorf("up in somebody else's directory: %v", err)
+	}
+	b.plan.Home.Path = mine
+	s, err := b.m.Up(context.Background(), ann, api.UpRequest{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Home != mine {
+		t.Errorf("home = %q; want %q", s.Home, mine)
+	}
+	if err := os.Rename(mine, mine+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(theirs, mine); err != nil {
+		t.Fatal(err)
+	}
+	spec, err := b.engine.Spec(s.ID, "wm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(spec.Mounts, func(m orchestrator.Mount) bool { return m.Target == "/home/ann" })
+	if i < 0 {
+		t.Fatalf("no home among the mounts %+v", spec.Mounts)
+	}
+	if got, err := os.ReadFile(filepath.Join(spec.Mounts[i].Source, "whose")); err != nil || string(got) != "mine" {
+		t.Errorf("the home is %q, %v; want mine", got, err)
+	}
+	if err := b.m.Stop(context.Background(), ann, "duo"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(mine+".old", "whose")); err != nil || string(got) != "mine" {
+		t.Errorf("after the end the directory holds %q, %v", got, err)
+	}
+	b.clean()
+}
+
+// A required component that is not restarted makes the session fail when it ends badly.
+func TestFailedSession(t *testing.T) {
+	b := newBed(t, append(chain(), profiles.Component{Name: "once", Restart: "never"})...)
+	s := b.up(api.UpRequest{})
+	if err := b.m.Remove(context.Background(), root, "duo", false, false); !errors.Is(err, orchestrator.ErrState) {
+		t.Errorf("rm of a running session: %v", err)
+	}
+	if err := b.engine.Exit(s.ID, "once", 1); err != nil {
+		t.Fatal(err)
+	}
+	b.until("the failure", func() bool {
+		s, _ := b.m.Session(context.Background(), root, "duo")
+		return s.State == api.StateFailed && strings.Contains(s.Error, `"once"`)
+	})
+	if err := b.m.Remove(context.Background(), root, "duo", false, false); err != nil {
+		t.Errorf("rm of a failed session: %v", err)
 	}
 	b.clean()
 }

@@ -49,27 +49,28 @@ type session struct {
 	// What the start adds to rec (images, home, port, time) mu guards; the rest does not change.
 	rec record
 
-	newHome bool // the start made the home directory; only the start's own goroutine looks at it
-
 	ctx    context.Context // of supervision
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // supervisors
 	upDone chan struct{}  // closed when Up has stopped making things
 
-	endOnce sync.Once
-	ended   chan struct{} // closed when nothing is left
-	endErr  error         // valid once ended is closed
-
 	mu            sync.Mutex // guards all below
 	changed       chan struct{}
 	starting      bool
-	stopping      bool
-	startErr      error // why the start failed
+	ending        *takedown // under way; nil before the first, and after one that failed
+	endErr        error     // of the last takedown, which failed: something is left
+	startErr      error     // why the start failed
 	vnc, web      string
 	width, height int
 	ip            string
 	comps         map[string]*component
 	lastState     string
+}
+
+// takedown is one try to end a session.
+type takedown struct {
+	done chan struct{} // closed when it is over
+	err  error         // valid after done
 }
 
 // component is one container of a session; session.mu guards its mutable fields.
@@ -99,7 +100,7 @@ const (
 )
 
 func newSession(m *Manager, rec record, id string) *session {
-	s := &session{m: m, rec: rec, id: id, name: rec.Name, ended: make(chan struct{}), upDone: make(chan struct{}), changed: make(chan struct{}),
+	s := &session{m: m, rec: rec, id: id, name: rec.Name, upDone: make(chan struct{}), changed: make(chan struct{}),
 		starting: true, comps: map[string]*component{}, width: rec.Plan.Display.Width, height: rec.Plan.Display.Height,
 		tracer: newTracer(rec.Created), lastState: api.StateStarting}
 	s.ctx, s.cancel = context.WithCancel(m.ctx)
@@ -149,19 +150,45 @@ func (s *session) state() string {
 }
 
 func (s *session) stateLocked() string {
-	if s.stopping {
+	switch {
+	case s.endErr != nil:
+		return api.StateFailed
+	case s.ending != nil:
 		return api.StateStopping
-	}
-	if s.starting {
+	case s.starting:
 		return api.StateStarting
 	}
+	state := api.StateRunning
 	for _, c := range s.comps {
-		// A component on its way back after an exit is not there either.
-		if c.state != compReady && c.state != compExited {
-			return api.StateDegraded
+		switch c.state {
+		case compReady, compExited:
+		case compFailed:
+			if !c.Optional {
+				return api.StateFailed
+			}
+			state = api.StateDegraded
+		default: // one on its way back after an exit is not there either
+			state = api.StateDegraded
 		}
 	}
-	return api.StateRunning
+	return state
+}
+
+// settled tells whether a start need not wait for c any longer; mu is held. An optional component is tried again, with
+// what comes after it, while the session is up already.
+func (s *session) settled(c *component) bool {
+	switch c.state {
+	case compReady, compExited:
+		return true
+	case compFailed, compBackoff:
+		return c.Optional
+	case compWaiting:
+		return c.Optional && slices.ContainsFunc(c.After, func(n string) bool {
+			a := s.comps[n]
+			return a != nil && a.state != compReady && a.state != compExited && s.settled(a)
+		})
+	}
+	return false
 }
 
 // await returns when every component in names is ready (or has ended well), with the one that became so last. One that
@@ -203,7 +230,10 @@ func (s *session) engineEvent(e orchestrator.Event) {
 		return
 	}
 	if e.Container == "" {
-		if s.state() == api.StateStopping {
+		s.mu.Lock()
+		ending := s.ending != nil
+		s.mu.Unlock()
+		if ending {
 			return
 		}
 		// The anchor holds the namespaces: without it there is no session.
@@ -254,6 +284,9 @@ func (s *session) document() api.Session {
 			}
 		}
 		d.Components = append(d.Components, ac)
+	}
+	if s.endErr != nil {
+		d.Error = fmt.Sprintf("ending it failed, try again: %v", s.endErr)
 	}
 	return d
 }

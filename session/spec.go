@@ -68,10 +68,8 @@ func containerSpec(c profiles.Component, in specInput) (orchestrator.ContainerSp
 	}, nil
 }
 
-// needs tells whether component c is given wire. Without a list it is given all of them.
-func needs(c profiles.Component, wire string) bool {
-	return len(c.Needs) == 0 || slices.Contains(c.Needs, wire)
-}
+// needs tells whether component c is given wire.
+func needs(c profiles.Component, wire string) bool { return slices.Contains(c.Needs, wire) }
 
 func (in specInput) runtimeDir() string { return "/run/user/" + strconv.Itoa(in.id.UID) }
 

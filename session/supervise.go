@@ -41,9 +41,9 @@ func (s *session) supervise(c *component, adopted int) {
 		f := exitFacts{code: code, wasReady: ready, attempts: attempts, starting: starting,
 			isSession: c.Name == s.rec.Plan.Session && s.displayAlive(ctx)}
 		act, pause := decide(c.Component, f)
-		// What no new try can change: the command or image is not there, or the component hangs in its start.
+		// What no new try can change: the command or image is not there, or what all wait for hangs in its start.
 		if errors.Is(cause, orchestrator.ErrNotFound) || errors.Is(cause, orchestrator.ErrInvalid) ||
-			(starting && errors.Is(cause, errNotReady)) {
+			(starting && !c.Optional && errors.Is(cause, errNotReady)) {
 			act = actFail
 		}
 		err := cause
@@ -91,12 +91,12 @@ func (s *session) runOnce(ctx context.Context, c *component) (pid int, ready boo
 	if err != nil {
 		return 0, false, -1, err
 	}
+	endWait(last)
 	select {
-	case <-c.created:
+	case <-c.created: // the step "create" shows how long that took
 	case <-ctx.Done():
 		return 0, false, 0, ctx.Err()
 	}
-	endWait(last)
 	s.noteComponent(c, compStarting, nil)
 	for len(c.exits) > 0 {
 		<-c.exits // of earlier runs
@@ -284,24 +284,33 @@ func stopGrace(c *component) time.Duration {
 }
 
 // end takes the session down and returns when nothing of it is left. All callers share one takedown, which goes on when
-// a caller's context ends.
+// a caller's context ends. After one that failed the session stays, as failed, and end tries again.
 func (s *session) end(ctx context.Context, why string) error {
-	s.endOnce.Do(func() {
-		s.note(func() { s.stopping = true })
+	s.mu.Lock()
+	t := s.ending
+	begin := t == nil
+	if begin {
+		t = &takedown{done: make(chan struct{})}
+		s.ending, s.endErr = t, nil
+	}
+	s.mu.Unlock()
+	if begin {
+		s.note(func() {})
 		s.m.publish(s, "session.stopping", "", why)
 		go func() {
-			s.endErr = s.takedown(context.WithoutCancel(ctx))
-			s.m.release(s)
-			if s.endErr != nil {
-				s.m.opt.Log.Error("session takedown", "session", s.name, "error", s.endErr)
+			defer close(t.done)
+			if t.err = s.takedown(context.WithoutCancel(ctx)); t.err != nil {
+				s.m.opt.Log.Error("session takedown", "session", s.name, "error", t.err)
+				s.note(func() { s.ending, s.endErr = nil, t.err })
+				return
 			}
+			s.m.release(s)
 			s.m.publish(s, "session.stopped", "", why)
-			close(s.ended)
 		}()
-	})
+	}
 	select {
-	case <-s.ended:
-		return s.endErr
+	case <-t.done:
+		return t.err
 	case <-ctx.Done():
 		return ctx.Err()
 	}

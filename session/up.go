@@ -179,7 +179,7 @@ func (s *session) start(ctx context.Context, undo *revert.Stack, progress func(a
 		if err := s.wires.lay(gctx, s.rec.User, s.name, cookie); err != nil {
 			return err
 		}
-		return s.makeHome(undo)
+		return s.claimHome()
 	})
 	g.Go(func() error {
 		defer s.tracer.begin("", "gateway")("")
@@ -211,7 +211,7 @@ func (s *session) start(ctx context.Context, undo *revert.Stack, progress func(a
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := s.fillHome(ctx); err != nil {
+	if err := s.makeHome(ctx, undo); err != nil {
 		return err
 	}
 	for _, c := range s.comps {
@@ -241,9 +241,7 @@ func (s *session) awaitStart(ctx context.Context, createErr <-chan error, say fu
 				shown[c.Name] = c.state
 				news = append(news, api.UpEvent{Component: c.Name, State: c.state})
 			}
-			if c.state != compReady && c.state != compExited && !(c.Optional && c.state == compFailed) {
-				ready = false
-			}
+			ready = ready && s.settled(c)
 		}
 		s.mu.Unlock()
 		for _, e := range news {
@@ -328,7 +326,7 @@ func (s *session) create(ctx context.Context, c *component) error {
 	if err != nil {
 		return err
 	}
-	in := specInput{session: s.name, id: s.rec.User, wires: s.wires, home: s.rec.Home, image: c.ref, passwd: passwd, group: group, plan: &s.rec.Plan}
+	in := specInput{session: s.name, id: s.rec.User, wires: s.wires, home: s.homeSource(), image: c.ref, passwd: passwd, group: group, plan: &s.rec.Plan}
 	if in.files, err = writeFiles(s.wires, c.Component, in.expander()); err != nil {
 		return err
 	}
@@ -365,82 +363,6 @@ func (s *session) accounts(ctx context.Context, ref string) (passwd, group strin
 	return passwd, group, err
 }
 
-// makeHome finds or makes the home directory. What it makes a failed start takes back.
-func (s *session) makeHome(undo *revert.Stack) error {
-	id, h := s.rec.User, s.rec.Plan.Home
-	var dir, volume string
-	switch h.Kind {
-	case "bind":
-		dir = h.Path
-	case "ephemeral":
-		dir = s.ephemeralHome() // removed by takedown
-	default:
-		volume = cmp.Or(h.Name, s.name)
-		dir = s.m.volumeDir(id.UID, volume)
-	}
-	s.mu.Lock()
-	s.rec.Home, s.rec.Volume = dir, volume
-	s.mu.Unlock()
-	if h.Kind == "bind" {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
-		return fmt.Errorf("home %q: %w", dir, err)
-	}
-	err := os.Mkdir(dir, 0o700)
-	if errors.Is(err, os.ErrExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("home %q: %w", dir, err)
-	}
-	undo.Add("remove home "+dir, func(context.Context) error { return removeTree(dir) })
-	s.newHome = true
-	return nil
-}
-
-// fillHome gives a new home what the desktop's image has for new users, as useradd(8) does, and hands it to its user.
-func (s *session) fillHome(ctx context.Context) error {
-	if !s.newHome {
-		return nil
-	}
-	id, dir := s.rec.User, s.rec.Home
-	ref := s.homeImage()
-	for _, name := range []string{".bashrc", ".profile", ".bash_logout"} {
-		b, err := s.m.opt.Engine.Images().ReadFile(ctx, ref, "/etc/skel/"+name)
-		if errors.Is(err, orchestrator.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		file := filepath.Join(dir, name)
-		if err := os.WriteFile(file, b, 0o644); err != nil {
-			return fmt.Errorf("home %q: %w", dir, err)
-		}
-		if err := os.Chown(file, id.UID, id.GID); err != nil {
-			return fmt.Errorf("home %q: %w", dir, err)
-		}
-	}
-	// Only now, so that nobody puts a link in the way of what root writes.
-	return os.Chown(dir, id.UID, id.GID)
-}
-
-// homeImage is the image whose programs use the home most: that of the panel, else of the last component with a home.
-func (s *session) homeImage() string {
-	ref := ""
-	for _, c := range s.rec.Plan.Components {
-		if !needs(c, "home") {
-			continue
-		}
-		ref = s.comps[c.Name].ref
-		if slices.Contains(c.Provides, "panel") {
-			break
-		}
-	}
-	return ref
-}
-
 func (s *session) remote() Remote {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -457,12 +379,11 @@ func (m *Manager) adopt(ctx context.Context) error {
 	}
 	for _, pod := range pods {
 		var rec record
-		err := json.Unmarshal(pod.Data, &rec)
-		if err == nil && rec.ReadyMS != 0 && pod.Running && rec.Version == recordVersion {
-			if err = m.adoptOne(ctx, pod, rec); err == nil {
-				continue
+		if err := json.Unmarshal(pod.Data, &rec); err == nil && m.adoptable(pod, rec) {
+			if err := m.adoptOne(ctx, pod, rec); err != nil {
+				return fmt.Errorf("session %q: %w", rec.Name, err) // somebody may be at work in it
 			}
-			m.opt.Log.Error("session cannot be adopted", "session", rec.Name, "error", err)
+			continue
 		}
 		// A start that was cut short, a host that was rebooted, or a record of another version: nobody can use it.
 		rec.Name = pod.Labels[labelSession]
@@ -474,9 +395,24 @@ func (m *Manager) adopt(ctx context.Context) error {
 		s.cancel()
 		if err := s.remove(ctx); err != nil { // nothing runs in it that wants to be asked first
 			m.opt.Log.Error("dead session", "session", s.name, "error", err)
+			s.starting, s.endErr = false, err
+			close(s.upDone)
+			if m.sessions[s.name] == nil { // listed as failed, so that its name stays taken and it can be stopped
+				m.sessions[s.name] = s
+			}
 		}
 	}
-	return m.clearStray()
+	return errors.Join(m.clearStray(), m.clearHomes())
+}
+
+// adoptable tells whether a pod is a session that somebody can go on using: its start was finished, it runs, and its wires
+// are there, which are the first thing that an end takes away.
+func (m *Manager) adoptable(pod orchestrator.Pod, rec record) bool {
+	if rec.ReadyMS == 0 || !pod.Running || rec.Version != recordVersion || m.sessions[rec.Name] != nil {
+		return false
+	}
+	_, err := os.Lstat(wires{m.opt.Layout.Session(rec.Name)}.xauthority())
+	return err == nil
 }
 
 // clearStray removes session directories that belong to no session.
@@ -498,35 +434,49 @@ func (m *Manager) clearStray() error {
 	return nil
 }
 
+// adoptTimeout is how long an adopted session's X server may take to tell its size: all sessions wait for it.
+const adoptTimeout = time.Second
+
+// adoptOne goes on with a session that runs. The only error is that of an engine that does not answer.
 func (m *Manager) adoptOne(ctx context.Context, pod orchestrator.Pod, rec record) error {
+	have, err := m.opt.Engine.Containers(ctx, pod.ID)
+	if err != nil {
+		return err
+	}
 	s := newSession(m, rec, pod.ID)
 	s.starting = false
 	close(s.upDone)
 	s.ip = pod.IP
 	s.tracer.ready = time.Duration(rec.ReadyMS) * time.Millisecond
 	s.tracer.spans = rec.Spans
-	have, err := m.opt.Engine.Containers(ctx, pod.ID)
-	if err != nil {
-		s.cancel()
-		return err
-	}
 	vnc, web, err := m.opt.Gateway.Attach(ctx, s.remote())
 	if err != nil { // the port may be taken by now; people in the session matter more
 		r := s.remote()
 		r.Exact, r.Port = false, 0
-		if vnc, web, err = m.opt.Gateway.Attach(ctx, r); err != nil {
-			s.cancel()
-			return err
-		}
+		vnc, web, err = m.opt.Gateway.Attach(ctx, r)
+	}
+	if err != nil {
+		m.opt.Log.Error("session is not to be reached from outside", "session", s.name, "error", err)
 	}
 	s.vnc, s.web = vnc, web
-	if w, h, err := m.opt.Screen.Size(ctx, s.wires.xsocket(), s.wires.xauthority()); err == nil {
+	// What does not answer at once is perhaps the very thing that has to be restarted; the plan's size stands until then.
+	sizeCtx, cancel := context.WithTimeout(ctx, adoptTimeout)
+	defer cancel()
+	if w, h, err := m.opt.Screen.Size(sizeCtx, s.wires.xsocket(), s.wires.xauthority()); err == nil {
 		s.width, s.height = w, h
+	} else {
+		m.opt.Log.Warn("size of an adopted session's screen", "session", s.name, "error", err)
 	}
-	m.sessions[s.name] = s
 	for _, c := range s.comps {
 		close(c.created)
 	}
+	for _, st := range have { // before anybody looks
+		if c := s.comps[st.Name]; c != nil && st.State == orchestrator.StateRunning {
+			c.state, c.pid = compReady, st.PID
+		}
+	}
+	s.lastState = s.stateLocked()
+	m.sessions[s.name] = s
 	for _, st := range have {
 		c := s.comps[st.Name]
 		if c == nil {

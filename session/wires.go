@@ -22,6 +22,7 @@ import (
 //	shm/      /dev/shm (1777)
 //	etc/      passwd, group, hosts, hostname, resolv.conf, machine-id, and the components' own files
 //	berth/    /run/berth, read-only: Xauthority
+//	home/     a home of the host's, mounted here
 type wires struct{ dir string }
 
 func (w wires) tmp() string        { return filepath.Join(w.dir, "tmp") }
@@ -29,6 +30,7 @@ func (w wires) runtime() string    { return filepath.Join(w.dir, "runtime") }
 func (w wires) shm() string        { return filepath.Join(w.dir, "shm") }
 func (w wires) etc() string        { return filepath.Join(w.dir, "etc") }
 func (w wires) berth() string      { return filepath.Join(w.dir, "berth") }
+func (w wires) home() string       { return filepath.Join(w.dir, "home") }
 func (w wires) xsocket() string    { return filepath.Join(w.tmp(), ".X11-unix", "X0") }
 func (w wires) xauthority() string { return filepath.Join(w.berth(), "Xauthority") }
 func (w wires) vnc() string        { return filepath.Join(w.runtime(), "vnc.sock") }

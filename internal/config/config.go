@@ -56,7 +56,7 @@ type Images struct {
 
 // Session configures sessions.
 type Session struct {
-	User string // whose sessions root starts; "" means uid 1000
+	User string // whose sessions root starts; "" means one that the host does not have
 }
 
 // field is one key of the file.
@@ -110,7 +110,7 @@ var fields = []field{
 		ptr: func(c *Config) any { return &c.Images.Sources }},
 
 	{table: "session", key: "user", example: `"anna"`,
-		doc: "The host's user for whom root's sessions run. Unset: uid 1000.",
+		doc: "The host's user for whom root's sessions run. Unset: one that the host does not have.",
 		ptr: func(c *Config) any { return &c.Session.User }, check: user},
 }
 

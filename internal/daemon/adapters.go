@@ -4,15 +4,14 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"berth/assets"
 	"berth/display/drivers"
 	"berth/display/gateway"
-	"berth/display/x11"
 	"berth/display/xauth"
 	"berth/orchestrator"
+	"berth/orchestrator/images"
 	"berth/profiles"
 	"berth/session"
 	"berth/session/api"
@@ -54,60 +53,7 @@ func infrastructure(p *profiles.Profile) ([]profiles.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(append(d, a...), bus.Components()...), nil
-}
-
-// screen is session.Screen through X11. Each call is a connection of its own: they are rare, and the server may restart.
-type screen struct{}
-
-func dial(ctx context.Context, socket, xauthority string) (*x11.Conn, error) {
-	entries, err := xauth.ReadFile(xauthority)
-	if err != nil {
-		return nil, err
-	}
-	cookie, _ := xauth.Cookie(entries, 0)
-	// The session's /tmp belongs to everybody in it; only what lies above is trusted.
-	dir := filepath.Dir(filepath.Dir(socket))
-	name, err := filepath.Rel(dir, socket)
-	if err != nil {
-		return nil, err
-	}
-	return x11.Dial(ctx, dir, name, cookie)
-}
-
-func (screen) Shot(ctx context.Context, socket, xauthority string, width int) ([]byte, error) {
-	c, err := dial(ctx, socket, xauthority)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	img, err := c.Screenshot(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if b := img.Bounds(); width > 0 && b.Dx() > width {
-		img = x11.Thumbnail(img, width, max(1, b.Dy()*width/b.Dx()))
-	}
-	return x11.PNG(img)
-}
-
-func (screen) Resize(ctx context.Context, socket, xauthority string, width, height, dpi int) error {
-	c, err := dial(ctx, socket, xauthority)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	return c.Resize(ctx, width, height, dpi)
-}
-
-func (screen) Size(ctx context.Context, socket, xauthority string) (int, int, error) {
-	c, err := dial(ctx, socket, xauthority)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer c.Close()
-	s, err := c.Size(ctx)
-	return s.Width, s.Height, err
+	return append(append(d, a...), bus.Components()...), p.CheckImages(images.RecipeNames())
 }
 
 // cookie makes the Xauthority file of a new session.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"berth/assets/web"
+	"berth/display"
 	"berth/display/gateway"
 	"berth/internal/cli"
 	"berth/internal/config"
@@ -100,7 +101,7 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 	}
 	defer gw.Close()
 	if manager, err = session.New(ctx, session.Options{Engine: engine, Images: store, Layout: l, Plan: Plan, Probe: newProber,
-		Cookie: cookie, Screen: screen{}, Gateway: d, Log: log, DefaultUser: cfg.Session.User}); err != nil {
+		Cookie: cookie, Screen: display.Screen{}, Gateway: d, Log: log, DefaultUser: cfg.Session.User}); err != nil {
 		return err
 	}
 	defer manager.Close()

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 
+	"berth/assets"
 	"berth/orchestrator"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -111,6 +113,36 @@ func loadRecipes(tree fs.FS, dir string) (map[string]*recipe, error) {
 		out[r.name] = r
 	}
 	return out, nil
+}
+
+// UserRecipes is where recipes of the host's own lie.
+const UserRecipes = "/etc/berth/images"
+
+// RecipeNames lists what can be built, from the built-in recipes and those below UserRecipes, without reading more than
+// the recipe.toml of each. A recipe with a mistake in it counts for all bases: the mistake is reported when it is built.
+func RecipeNames() []string {
+	var out []string
+	for _, tree := range []fs.FS{assets.Images, os.DirFS(UserRecipes)} {
+		entries, err := fs.ReadDir(tree, ".")
+		if err != nil {
+			continue // there are none
+		}
+		for _, e := range entries {
+			if !e.IsDir() {
+				continue
+			}
+			data, _ := fs.ReadFile(tree, e.Name()+"/recipe.toml") // a recipe can do without
+			f, err := parseRecipe(e.Name(), data)
+			if err != nil {
+				f.Bases = slices.Sorted(maps.Keys(releases))
+			}
+			for _, b := range f.Bases {
+				out = append(out, e.Name()+releases[b].suffix)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 func loadRecipe(tree fs.FS, dir, name string) (*recipe, error) {

@@ -33,8 +33,8 @@ type Options struct {
 	Buildkit func(ctx context.Context) (address string, release func(), err error)
 	// Recipes holds the built-in recipes; nil means assets.Images.
 	Recipes fs.FS
-	// UserRecipes is a directory of further ones, which override built-in ones of the same name; "" means
-	// /etc/berth/images. It need not exist.
+	// UserRecipes is a directory of further ones, which override built-in ones of the same name; "" means the constant
+	// UserRecipes. It need not exist.
 	UserRecipes string
 	// Sources, in the format of apt's sources files, says which mirrors bases are made from; "" means the host's apt's.
 	Sources string
@@ -75,7 +75,7 @@ func New(opt Options) (*Service, error) {
 		opt.Recipes = assets.Images
 	}
 	if opt.UserRecipes == "" {
-		opt.UserRecipes = "/etc/berth/images"
+		opt.UserRecipes = UserRecipes
 	}
 	if opt.Log == nil {
 		opt.Log = slog.Default()

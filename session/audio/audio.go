@@ -35,6 +35,7 @@ func Components(a profiles.Audio) ([]profiles.Component, error) {
 		return profiles.Component{
 			Name: name, Image: image, Command: []string{command}, Ready: []profiles.Probe{{Kind: ready}},
 			Timeout: 20 * time.Second, Restart: profiles.RestartAlways, Stop: 2 * time.Second,
+			Needs: []string{profiles.WireHome}, // where volumes and default devices are kept
 			// A desktop without sound is better than none.
 			Optional: true,
 		}

@@ -61,6 +61,7 @@ func Components() []profiles.Component {
 		Name: "bus", Image: "bus", Provides: []string{"bus"},
 		Command: []string{"dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--config-file=" + configPath},
 		Files:   map[string]string{configPath: config},
+		Needs:   []string{profiles.WireHome}, // of the programs it starts
 		Ready:   []profiles.Probe{{Kind: "bus"}},
 		Timeout: 15 * time.Second, Restart: profiles.RestartAlways, Stop: 2 * time.Second,
 	}}
