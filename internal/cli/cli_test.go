@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -282,6 +283,69 @@ func TestShot(t *testing.T) {
 	}
 	if code := b.run("shot", "work", "-o", "-"); code != 0 || b.out.String() != string(data) {
 		t.Errorf("berth shot -o - = %d, other bytes", code)
+	}
+}
+
+// TestOutputGoesWhereItIsSent: a pipe and a link stay what they are.
+func TestOutputGoesWhereItIsSent(t *testing.T) {
+	ref := "localhost/berth/xfce:latest"
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"shot", "work", "-o"}, "\x89PNG"},
+		{[]string{"trace", "work", "-o"}, "<svg"},
+		{[]string{"profile", "graph", "tiny", "-o"}, "<svg"},
+		{[]string{"image", "export", ref}, "tar:" + ref},
+	} {
+		t.Run(strings.Join(tt.args[:2], " "), func(t *testing.T) {
+			b := newBench(t, "work")
+			t.Chdir(t.TempDir())
+			if err := syscall.Mkfifo("fifo", 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink("fifo", "link"); err != nil {
+				t.Fatal(err)
+			}
+			// Open for both, so that the writer does not wait and what it wrote is kept.
+			f, err := os.OpenFile("fifo", os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if code := b.run(append(tt.args, "link")...); code != 0 {
+				t.Errorf("berth %v link = %d\n%s", tt.args, code, b.err)
+			}
+			for name, want := range map[string]os.FileMode{"fifo": os.ModeNamedPipe, "link": os.ModeSymlink} {
+				if info, err := os.Lstat(name); err != nil || info.Mode().Type() != want {
+					t.Fatalf("%s is now %v, %v", name, info.Mode(), err)
+				}
+			}
+			data := make([]byte, 1<<16)
+			n, err := f.Read(data)
+			if err != nil || !strings.HasPrefix(string(data[:n]), tt.want) {
+				t.Errorf("the pipe got %.20q, %v; want %q", data[:n], err, tt.want)
+			}
+		})
+	}
+}
+
+// TestStdoutByAnotherName: what goes to /dev/stdout is not followed by the file's name.
+func TestStdoutByAnotherName(t *testing.T) {
+	b := newBench(t, "work")
+	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	c := *b.CLI
+	c.Args, c.Stdout, c.Stderr = []string{"trace", "work", "-o", fmt.Sprint("/dev/fd/", out.Fd())}, out, b.err
+	if code := c.Run(context.Background()); code != 0 {
+		t.Errorf("berth trace = %d\n%s", code, b.err)
+	}
+	text, err := os.ReadFile(out.Name())
+	if err != nil || !strings.HasPrefix(string(text), "<svg") || !strings.HasSuffix(string(text), "</svg>\n") {
+		t.Errorf("stdout = %q, %v; want a picture and nothing else", text, err)
 	}
 }
 

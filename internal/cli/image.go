@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
@@ -216,7 +215,7 @@ func (c *CLI) imageExport() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			refs, file := args[:len(args)-1], args[len(args)-1]
-			if _, tty := terminal(c.Stdout); tty && file == "-" {
+			if _, tty := terminal(c.Stdout); tty && c.isStdout(file) {
 				return usagef("an archive on the terminal would only be noise; name a file or send it to a pipe")
 			}
 			cl, err := c.client()
@@ -230,38 +229,9 @@ func (c *CLI) imageExport() *cobra.Command {
 			defer archive.Close()
 			p := c.startProgress("exporting")
 			defer p.close()
-			if file == "-" {
-				_, err := io.Copy(c.Stdout, p.counted(archive, 0))
-				return err
-			}
-			return writeStream(file, p.counted(archive, 0))
+			return c.output(file, p.counted(archive, 0))
 		},
 	}
-}
-
-// writeStream writes what r holds to a file that appears only when it is whole.
-func writeStream(path string, r io.Reader) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("file %w", cleanPathError(err))
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-			err = fmt.Errorf("file %q: %w", path, err)
-		}
-	}()
-	if _, err = io.Copy(f, r); err != nil {
-		return err
-	}
-	if err = f.Chmod(0o644); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }
 
 func (c *CLI) imageTag() *cobra.Command {

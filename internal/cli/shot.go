@@ -1,7 +1,10 @@
 package cli
 
 import (
+	"bytes"
 	"fmt"
+	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -22,7 +25,7 @@ func (c *CLI) shotCommand() *cobra.Command {
 		Args:              nargs(1, 1),
 		ValidArgsFunction: c.completeSession(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if _, tty := terminal(c.Stdout); tty && file == "-" {
+			if _, tty := terminal(c.Stdout); tty && c.isStdout(file) {
 				return usagef("a picture on the terminal would only be noise; name a file or send it to a pipe")
 			}
 			cl, err := c.client()
@@ -43,17 +46,39 @@ func (c *CLI) shotCommand() *cobra.Command {
 	return cmd
 }
 
-// writeResult writes data to a file and prints its name, or to stdout for "-".
+// writeResult writes data to a file and prints its name, or to stdout.
 func (c *CLI) writeResult(file string, data []byte) error {
-	if file == "-" {
-		_, err := c.Stdout.Write(data)
-		return err
-	}
-	if err := atomicfile.Write(file, data, 0o644); err != nil {
+	if err := c.output(file, bytes.NewReader(data)); err != nil || c.isStdout(file) {
 		return err
 	}
 	_, err := fmt.Fprintln(c.Stdout, file)
 	return err
+}
+
+// output writes what r holds to what the user named: stdout, or a file that appears only when it is whole.
+func (c *CLI) output(file string, r io.Reader) error {
+	if c.isStdout(file) {
+		_, err := io.Copy(c.Stdout, r)
+		return err
+	}
+	return atomicfile.Output(file, r, 0o644)
+}
+
+// isStdout tells whether file is "-" or another name of what stdout is, such as /dev/stdout.
+func (c *CLI) isStdout(file string) bool {
+	if file == "-" {
+		return true
+	}
+	f, ok := c.Stdout.(*os.File)
+	if !ok {
+		return false
+	}
+	out, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	info, err := os.Stat(file)
+	return err == nil && os.SameFile(out, info)
 }
 
 func (c *CLI) openCommand() *cobra.Command {
