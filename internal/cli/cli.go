@@ -43,6 +43,8 @@ type CLI struct {
 	Exit func(code int)
 	// Getuid is the user who asks; nil means os.Getuid.
 	Getuid func() int
+	// Home is where the user's own profiles lie; "" means the home directory of the account, as the daemon looks for them.
+	Home string
 	// Now is the clock of tables; nil means time.Now.
 	Now func() time.Time
 	// Executable is the program that is started as the daemon; "" means this one.
@@ -130,6 +132,9 @@ func (c *CLI) defaults() {
 	}
 	if c.Getuid == nil {
 		c.Getuid = os.Getuid
+	}
+	if c.Home == "" {
+		c.Home = api.NewCaller(c.Getuid(), -1).Home
 	}
 	if c.Doctor == nil {
 		c.Doctor = lookAtHost

@@ -109,7 +109,7 @@ func newBench(t testing.TB, sessions ...string) *bench {
 	if err := os.Symlink(cl.Socket, filepath.Join(root, "run", "berth.sock")); err != nil {
 		t.Fatal(err)
 	}
-	b.CLI = &CLI{Stdin: strings.NewReader(""), Stdout: b.out, Stderr: b.err, Env: []string{"HOME=/nonexistent", "BERTH_ROOT=" + root},
+	b.CLI = &CLI{Stdin: strings.NewReader(""), Stdout: b.out, Stderr: b.err, Home: "/nonexistent", Env: []string{"BERTH_ROOT=" + root},
 		Now: func() time.Time { return apitest.Created.Add(90 * time.Minute) },
 		Doctor: func(context.Context, paths.Layout) ([]hostcheck.Finding, error) {
 			return []hostcheck.Finding{{Check: "cgroups", Status: hostcheck.OK, Detail: "v2"}, {Check: "disk", Status: hostcheck.Warning, Detail: "1 GiB free", Hint: "make room"}}, nil

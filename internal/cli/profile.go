@@ -26,9 +26,9 @@ func (c *CLI) profileCommand() *cobra.Command {
 	return cmd
 }
 
-// sources are the places of profiles as the caller sees them.
+// sources are the places of profiles as the daemon sees them for the caller.
 func (c *CLI) sources() profiles.Sources {
-	return profiles.StandardSources(c.getenv("HOME"), -1, c.Profiles)
+	return profiles.StandardSources(c.Home, -1, c.Profiles)
 }
 
 // profileNames is for completion; errors complete nothing.

@@ -33,10 +33,9 @@ func Plan(_ context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, e
 	return profiles.Resolve(req.Profile, src, req.Set, infrastructure)
 }
 
-// PlanHere is Plan for the user of this process, without a daemon.
+// PlanHere is Plan for the user of this process, without a daemon: what one would answer, whatever $HOME says.
 func PlanHere(ctx context.Context, req api.UpRequest) (api.Plan, error) {
-	c := api.Caller{UID: os.Getuid(), GID: os.Getgid(), Home: os.Getenv("HOME")}
-	p, err := Plan(ctx, c, req)
+	p, err := Plan(ctx, api.NewCaller(os.Getuid(), os.Getgid()), req)
 	if err != nil {
 		return api.Plan{}, err
 	}

@@ -3,6 +3,8 @@ package api
 import (
 	"context"
 	"io"
+	"os/user"
+	"strconv"
 
 	"berth/orchestrator"
 )
@@ -13,6 +15,15 @@ type Caller struct {
 	UID, GID int
 	Name     string
 	Home     string
+}
+
+// NewCaller is the user uid as this host knows it: a user of no account has its number for a name and no home directory.
+func NewCaller(uid, gid int) Caller {
+	c := Caller{UID: uid, GID: gid, Name: strconv.Itoa(uid), Home: "/"}
+	if u, err := user.LookupId(c.Name); err == nil {
+		c.Name, c.Home = u.Username, u.HomeDir
+	}
+	return c
 }
 
 // Root tells whether the caller may see and do everything.

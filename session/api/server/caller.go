@@ -136,10 +136,7 @@ func peer(conn net.Conn, group string) (api.Caller, error) {
 	if err := errors.Join(err, operr); err != nil {
 		return api.Caller{}, fmt.Errorf("caller: %w", err)
 	}
-	c := api.Caller{UID: int(cred.Uid), GID: int(cred.Gid), Name: strconv.Itoa(int(cred.Uid)), Home: "/"}
-	if u, err := user.LookupId(c.Name); err == nil {
-		c.Name, c.Home = u.Username, u.HomeDir
-	}
+	c := api.NewCaller(int(cred.Uid), int(cred.Gid))
 	return c, admit(c, groups, group)
 }
 
