@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"berth/internal/paths"
+	"berth/orchestrator"
 	"berth/session/api"
 	"berth/session/api/apitest"
 	"berth/session/api/server"
@@ -62,6 +63,12 @@ func fakeDaemon(ctx context.Context, opt DaemonOptions, mode string) error {
 // instance returns a command line on a root of its own whose daemon is the test program.
 func instance(t *testing.T, mode string) (run func(args ...string) (code int, out, errs string), l paths.Layout) {
 	t.Helper()
+	return instanceWith(t, mode, nil)
+}
+
+// instanceWith is instance with a Plan.
+func instanceWith(t *testing.T, mode string, plan func(context.Context, api.UpRequest) (api.Plan, error)) (run func(args ...string) (code int, out, errs string), l paths.Layout) {
+	t.Helper()
 	root, err := os.MkdirTemp("", "berth") // t.TempDir's paths can be too long for a socket
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +82,7 @@ func instance(t *testing.T, mode string) (run func(args ...string) (code int, ou
 	}
 	run = func(args ...string) (int, string, string) {
 		out, errs := newOutput(), newOutput()
-		c := &CLI{Args: args, Stdin: strings.NewReader(""), Stdout: out, Stderr: errs, Getuid: func() int { return 0 }, Executable: exe,
+		c := &CLI{Args: args, Stdin: strings.NewReader(""), Stdout: out, Stderr: errs, Getuid: func() int { return 0 }, Executable: exe, Plan: plan,
 			Env: append(os.Environ(), childEnv+"="+mode, "BERTH_ROOT="+root)}
 		return c.Run(context.Background()), out.String(), errs.String()
 	}
@@ -155,6 +162,18 @@ func TestDaemonThatEndsAtOnceIsReported(t *testing.T) {
 		if !strings.Contains(errs, want) {
 			t.Errorf("stderr = %q; want %q in it", errs, want)
 		}
+	}
+}
+
+func TestMistakenProfileStartsNoDaemon(t *testing.T) {
+	run, l := instanceWith(t, "serve", func(context.Context, api.UpRequest) (api.Plan, error) {
+		return api.Plan{}, fmt.Errorf("profile %q: %w", "xfec", orchestrator.ErrNotFound)
+	})
+	if code, _, errs := run("up", "xfec"); code != 1 || errs != "berth: profile \"xfec\": not found\n" {
+		t.Errorf("berth up = %d: %s", code, errs)
+	}
+	if left, err := os.ReadDir(l.Root); err != nil || len(left) != 0 {
+		t.Errorf("berth up left %v, %v", left, err)
 	}
 }
 
