@@ -27,6 +27,7 @@ import (
 	"berth/orchestrator"
 	"berth/session/api"
 	"berth/session/api/apitest"
+	"berth/session/api/server"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -100,8 +101,14 @@ type bench struct {
 // newBench makes one; its root is a directory in which the fake's socket lies where the layout has it.
 func newBench(t testing.TB, sessions ...string) *bench {
 	t.Helper()
+	return newBenchWith(t, nil, sessions...)
+}
+
+// newBenchWith is newBench with a change of the server's configuration.
+func newBenchWith(t testing.TB, change func(*server.Config), sessions ...string) *bench {
+	t.Helper()
 	b := &bench{fake: apitest.New(sessions...), out: newOutput(), err: newOutput()}
-	cl := apitest.Serve(t, b.fake, nil)
+	cl := apitest.Serve(t, b.fake, change)
 	root := filepath.Join(filepath.Dir(cl.Socket), "r")
 	if err := os.MkdirAll(filepath.Join(root, "run"), 0o755); err != nil {
 		t.Fatal(err)
@@ -185,6 +192,7 @@ ready     1.48 s
 		{args: []string{"exec", "work", "panel"}, code: 2, err: "missing argument"},
 		{args: []string{"exec", "work", "panel", "--"}, code: 2, err: "missing argument"},
 		{args: []string{"open", "work"}, out: "http://127.0.0.1:6080/s/work?token=abc\n"},
+		{args: []string{"open", "none"}, code: 1, err: `session "none": not found`},
 		{args: []string{"profile", "show", "tiny"}, out: tiny},
 		{args: []string{"profile", "show", "tinny"}, code: 1, err: `did you mean "tiny"?`},
 		{args: []string{"profile", "check", "tiny"}, out: "built-in/tiny.toml: ok\n", calls: []string{"Plan tiny []"}},
@@ -211,7 +219,8 @@ ready     1.48 s
 warning  disk     1 GiB free
                   -> make room
 ok       daemon   version 1.2.3, process 1234, containerd 2.4.2, snapshotter overlayfs, cgroups v2
-warning  daemon   no audio device
+ok       gateway  https://127.0.0.1:6080, certificate SHA-256 5E:1F
+warning  daemon   network: no nft
 `},
 	}
 	for _, tt := range tests {
@@ -601,6 +610,35 @@ func TestCompletion(t *testing.T) {
 		if code := b.run("completion", shell); code != 0 || !strings.Contains(b.out.String(), "berth") {
 			t.Errorf("completion %s = %d", shell, code)
 		}
+	}
+}
+
+// TestOpenWithoutANameIsTheListOfAll, which only root gets.
+func TestOpenWithoutANameIsTheListOfAll(t *testing.T) {
+	for _, tt := range []struct {
+		admin    string // the URL in the daemon's answer
+		code     int
+		out, err string
+	}{
+		{"http://127.0.0.1/#token=all", 0, "http://127.0.0.1/#token=all\n", ""},
+		{"", 1, "", "berth: list of all sessions: not allowed to others than root\nhint: berth ls lists yours, and berth open NAME opens one\n"},
+	} {
+		b := newBenchWith(t, func(cfg *server.Config) {
+			cfg.Info = func(context.Context) (api.DaemonInfo, error) { return api.DaemonInfo{AdminURL: tt.admin}, nil }
+		}, "work")
+		if code := b.run("open"); code != tt.code || b.out.String() != tt.out || b.err.String() != tt.err {
+			t.Errorf("berth open with %q = %d, %q, %q; want %d, %q, %q", tt.admin, code, b.out, b.err, tt.code, tt.out, tt.err)
+		}
+	}
+}
+
+func TestShowTellsTheCertificate(t *testing.T) {
+	b := newBench(t)
+	s := apitest.Session("work", "root", 0)
+	s.Remote.Web = "https://127.0.0.1:6080/s/work/#token=abc"
+	b.fake.Add(s)
+	if code := b.run("show", "work"); code != 0 || !strings.Contains(b.out.String(), "\ncertificate  SHA-256 5E:1F\n") {
+		t.Errorf("berth show = %d, %s%s; want the fingerprint in it", code, b.out, b.err)
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -56,8 +58,17 @@ func (c *CLI) doctorCommand() *cobra.Command {
 				findings = append(findings, hostcheck.Finding{Check: "daemon", Status: hostcheck.OK,
 					Detail: fmt.Sprintf("version %s, process %d, %s %s, snapshotter %s, cgroups %s", info.Version, info.PID,
 						info.Engine.Name, info.Engine.Version, info.Engine.Snapshotter, info.Engine.Cgroup)})
+				gateway := info.Gateway
+				if info.Fingerprint != "" {
+					gateway += ", certificate SHA-256 " + info.Fingerprint
+				}
+				findings = append(findings, hostcheck.Finding{Check: "gateway", Status: hostcheck.OK, Detail: gateway})
 				for _, p := range info.Problems {
-					findings = append(findings, hostcheck.Finding{Check: "daemon", Status: hostcheck.Warning, Detail: p})
+					// What was found here too is already said, and as it is now.
+					check, _, _ := strings.Cut(p, ": ")
+					if !slices.ContainsFunc(findings, func(f hostcheck.Finding) bool { return f.Check == check && f.Status != hostcheck.OK }) {
+						findings = append(findings, hostcheck.Finding{Check: "daemon", Status: hostcheck.Warning, Detail: p})
+					}
 				}
 			}
 			bad := 0

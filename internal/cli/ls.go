@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -62,14 +63,23 @@ func (c *CLI) showCommand() *cobra.Command {
 			if asJSON {
 				return c.printJSON(s)
 			}
-			return c.printSession(s)
+			fingerprint := ""
+			if strings.HasPrefix(s.Remote.Web, "https:") {
+				info, err := cl.Info(cmd.Context())
+				if err != nil {
+					return err
+				}
+				fingerprint = info.Fingerprint
+			}
+			return c.printSession(s, fingerprint)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the session as JSON")
 	return cmd
 }
 
-func (c *CLI) printSession(s api.Session) error {
+// printSession prints a session for people; fingerprint is the certificate's, "" without TLS.
+func (c *CLI) printSession(s api.Session, fingerprint string) error {
 	state := s.State
 	if s.Error != "" {
 		state += ": " + s.Error
@@ -90,6 +100,10 @@ func (c *CLI) printSession(s api.Session) error {
 	}
 	if s.ReadyMS == 0 {
 		rows[6][1] = "not yet"
+	}
+	if fingerprint != "" {
+		web := slices.IndexFunc(rows, func(row []string) bool { return row[0] == "web" })
+		rows = slices.Insert(rows, web+1, []string{"certificate", "SHA-256 " + fingerprint})
 	}
 	if err := writeTable(c.Stdout, rows); err != nil {
 		return err

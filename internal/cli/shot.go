@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -83,26 +84,20 @@ func (c *CLI) isStdout(file string) bool {
 
 func (c *CLI) openCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:               "open NAME",
-		Short:             "Open a session in the browser",
-		Long:              "Open a session in $BROWSER or the desktop's browser; without a desktop here, print its URL.",
-		Example:           "  berth open work",
-		Args:              nargs(1, 1),
+		Use:   "open [NAME]",
+		Short: "Open a session in the browser",
+		Long: "Open a session, or for root without a name the list of all sessions, in $BROWSER or the desktop's browser;\n" +
+			"without a desktop here, print the URL. It holds the token that logs in.",
+		Example:           "  berth open work\n  berth open",
+		Args:              nargs(0, 1),
 		ValidArgsFunction: c.completeSession(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
+			url, err := c.pageURL(cmd.Context(), args)
 			if err != nil {
 				return err
-			}
-			s, err := cl.Session(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			if s.Remote.Web == "" {
-				return api.WithHint(fmt.Errorf("session %q: has no web address", s.Name), "berth show "+s.Name+" says how it is reached")
 			}
 			if browser := c.browser(); browser != nil {
-				open := exec.CommandContext(cmd.Context(), browser[0], append(browser[1:], s.Remote.Web)...)
+				open := exec.CommandContext(cmd.Context(), browser[0], append(browser[1:], url)...)
 				open.Env, open.Stdout, open.Stderr = c.Env, c.Stderr, c.Stderr
 				if err := open.Run(); err == nil {
 					return nil
@@ -110,10 +105,30 @@ func (c *CLI) openCommand() *cobra.Command {
 					c.note("berth: %s: %v; this is the address:", browser[0], err)
 				}
 			}
-			_, err = fmt.Fprintln(c.Stdout, s.Remote.Web)
+			_, err = fmt.Fprintln(c.Stdout, url)
 			return err
 		},
 	}
+}
+
+// pageURL is the address of a session's page, or without a name of the list of all sessions.
+func (c *CLI) pageURL(ctx context.Context, name []string) (string, error) {
+	cl, err := c.client()
+	if err != nil {
+		return "", err
+	}
+	if len(name) == 0 {
+		info, err := cl.Info(ctx)
+		if err == nil && info.AdminURL == "" {
+			err = api.WithHint(fmt.Errorf("list of all sessions: %w to others than root", api.ErrForbidden), "berth ls lists yours, and berth open NAME opens one")
+		}
+		return info.AdminURL, err
+	}
+	s, err := cl.Session(ctx, name[0])
+	if err == nil && s.Remote.Web == "" {
+		err = api.WithHint(fmt.Errorf("session %q: has no web address", s.Name), "berth show "+s.Name+" says how it is reached")
+	}
+	return s.Remote.Web, err
 }
 
 // browser is the command that opens a URL, nil where there is no screen to show it on.

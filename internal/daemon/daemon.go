@@ -44,8 +44,9 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := hostcheck.Err(hostcheck.Check(hostcheck.Real(), hostcheck.Options{Layout: l, Snapshotter: cfg.Engine.Snapshotter,
-		Existing: cfg.Engine.Containerd != ""})); err != nil {
+	findings := hostcheck.Check(hostcheck.Real(), hostcheck.Options{Layout: l, Snapshotter: cfg.Engine.Snapshotter,
+		Existing: cfg.Engine.Containerd != ""})
+	if err := hostcheck.Err(findings); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(l.State, 0o711); err != nil {
@@ -115,7 +116,8 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 	srv := server.New(server.Config{Manager: manager, Images: store, Shutdown: cancel, Log: log,
 		Info: func(ctx context.Context) (api.DaemonInfo, error) {
 			info, err := engine.Info(ctx)
-			return api.DaemonInfo{Version: opt.Version, PID: os.Getpid(), Root: l.Root, Engine: info, Gateway: gw.URL()}, err
+			return api.DaemonInfo{Version: opt.Version, PID: os.Getpid(), Root: l.Root, Engine: info, Gateway: gw.URL(),
+				Problems: hostcheck.Warnings(findings), AdminURL: gw.AdminURL(), Fingerprint: gw.Fingerprint()}, err
 		}})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return srv.Serve(ctx, listener) })

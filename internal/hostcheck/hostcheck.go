@@ -109,6 +109,22 @@ func Err(findings []Finding) error {
 	return errors.Join(errs...)
 }
 
+// Warnings are the findings that sessions run in spite of, as "CHECK: what was found; what to do".
+func Warnings(findings []Finding) []string {
+	var out []string
+	for _, f := range findings {
+		if f.Status != Warning {
+			continue
+		}
+		text := f.Check + ": " + f.Detail
+		if f.Hint != "" {
+			text += "; " + f.Hint
+		}
+		out = append(out, text)
+	}
+	return out
+}
+
 type checker struct {
 	Host
 	Options

@@ -216,6 +216,13 @@ func TestControllers(t *testing.T) {
 	}
 }
 
+func TestWarnings(t *testing.T) {
+	got := Warnings([]Finding{{"a", OK, "fine", ""}, {"b", Warning, "little", "more"}, {"c", Error, "none", "some"}, {"d", Warning, "odd", ""}})
+	if diff := cmp.Diff([]string{"b: little; more", "d: odd"}, got); diff != "" {
+		t.Errorf("Warnings (-want +got):\n%s", diff)
+	}
+}
+
 // TestThisHost tries everything for real and leaves nothing behind.
 func TestThisHost(t *testing.T) {
 	dir := t.TempDir()

@@ -153,7 +153,11 @@ type DaemonInfo struct {
 	Engine   orchestrator.Info `json:"engine"`
 	Gateway  string            `json:"gateway"` // base URL
 	Sessions int               `json:"sessions"`
-	Problems []string          `json:"problems,omitempty"`
+	Problems []string          `json:"problems,omitempty"` // "CHECK: what does not work; what to do", as the daemon found them when it started
+	// AdminURL lists all sessions and logs in to them; for root only.
+	AdminURL string `json:"admin_url,omitempty"`
+	// Fingerprint is the SHA-256 of the gateway's certificate as browsers show it; "" without TLS.
+	Fingerprint string `json:"fingerprint,omitempty"`
 }
 
 // Plan is the answer to a plan request.

@@ -123,7 +123,8 @@ func Serve(t testing.TB, f *Fake, change func(*server.Config)) *client.Client {
 
 // Info is the daemon's description.
 func (f *Fake) Info(context.Context) (api.DaemonInfo, error) {
-	return api.DaemonInfo{Version: "1.2.3", PID: 1234, Root: "", Gateway: "http://127.0.0.1:6080", Problems: []string{"no audio device"},
+	return api.DaemonInfo{Version: "1.2.3", PID: 1234, Root: "", Gateway: "https://127.0.0.1:6080",
+		AdminURL: "https://127.0.0.1:6080/#token=all", Fingerprint: "5E:1F", Problems: []string{"disk: 1 GiB free; make room", "network: no nft"},
 		Engine: orchestrator.Info{Name: "containerd", Version: "2.4.2", Runtime: "runc 1.5.2", Snapshotter: "overlayfs", Cgroup: "v2"}}, nil
 }
 

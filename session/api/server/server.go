@@ -58,7 +58,8 @@ const (
 type Config struct {
 	Manager api.Manager
 	Images  api.Images
-	// Info describes the daemon; Sessions is filled in by the server as far as the caller sees them.
+	// Info describes the daemon; Sessions is filled in by the server as far as the caller sees them, and AdminURL is
+	// passed on to root only.
 	Info func(context.Context) (api.DaemonInfo, error)
 	// Shutdown begins the daemon's end and returns at once; nil: not offered.
 	Shutdown func()
@@ -418,6 +419,9 @@ func (s *Server) info(w http.ResponseWriter, r *http.Request, c api.Caller) erro
 		return err
 	}
 	info.Sessions = len(list)
+	if !c.Root() {
+		info.AdminURL = ""
+	}
 	return writeJSON(w, http.StatusOK, info)
 }
 

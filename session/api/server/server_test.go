@@ -38,6 +38,8 @@ func TestMain(m *testing.M) {
 			fmt.Println("sees", s.Name)
 		}
 		fmt.Println("class", errors.Is(err, api.ErrForbidden), err)
+		info, _ := c.Info(context.Background()) // zero for whom it is refused
+		fmt.Println("all sessions", info.AdminURL != "", info.Fingerprint)
 		_, err = c.Prune(context.Background())
 		fmt.Println("prune", errors.Is(err, api.ErrForbidden))
 		err = c.Build(context.Background(), api.BuildRequest{Names: []string{"xfce"}}, nil)
@@ -110,7 +112,7 @@ func TestCallers(t *testing.T) {
 	if got := run(outsider); !strings.Contains(got, `class true user "54321": not allowed to use the daemon`) || strings.Contains(got, "sees") {
 		t.Errorf("an outsider whom the socket lets in got\n%s", got)
 	}
-	member := "sees mine\nclass false <nil>\nprune true\nbuild <nil>\npull of a built-in true\nup as root true\nexec as root true\n"
+	member := "sees mine\nclass false <nil>\nall sessions false 5E:1F\nprune true\nbuild <nil>\npull of a built-in true\nup as root true\nexec as root true\n"
 	for name, cred := range map[string]*syscall.Credential{"primary": {Uid: uid, Gid: uint32(gid)}, "additional": {Uid: uid, Gid: uid, Groups: []uint32{7, uint32(gid)}}} {
 		if got := run(cred); got != member {
 			t.Errorf("a member by %s group got\n%swant\n%s", name, got, member)
