@@ -65,7 +65,7 @@ func Load(ref string, src Sources, set ...string) (*Profile, error) {
 		if err != nil {
 			return nil, err
 		}
-		return LoadText(ref, text, src, set...)
+		return LoadText(src.Path(ref), text, src, set...)
 	}
 	text, i, err := src.find(ref, 0)
 	if err != nil {
@@ -88,10 +88,12 @@ func notFound(ref string, src Sources) error {
 	return fmt.Errorf("profile %s: %w%s", quote(ref), orchestrator.ErrNotFound, hint)
 }
 
-// LoadText is Load for a profile whose text the caller has; file is its name in messages.
+// LoadText is Load for a profile whose text the caller has; file is its name in messages. The file of a source, named as
+// Path names it, is what a lookup there finds: it may extend its namesake of a later source.
 func LoadText(file string, text []byte, src Sources, set ...string) (*Profile, error) {
 	stem := strings.TrimSuffix(filepath.Base(file), ".toml")
-	return load(document{stem: stem, source: -1, file: file}, text, src, set)
+	source := slices.IndexFunc(src, func(s Source) bool { return s.Dir != "" && profileName(stem) && file == s.file(stem) })
+	return load(document{stem: stem, source: source, file: file}, text, src, set)
 }
 
 func load(d document, text []byte, src Sources, set []string) (*Profile, error) {

@@ -374,6 +374,13 @@ func TestSourcesPrecedence(t *testing.T) {
 	if p.Description != "mine" || p.Display.Width != 800 || len(p.Files) != 2 {
 		t.Errorf("profile = %+v", p)
 	}
+	// The same as a text: extended is the built-in one, and by a text from elsewhere the file of the source as well.
+	for file, want := range map[string]int{filepath.Join(dir, "xfce.toml"): 2, "xfce.toml": 3, "built-in/xfce.toml": 3} {
+		p, err := LoadText(file, []byte("extends = \"xfce\"\n"), src)
+		if err != nil || len(p.Files) != want {
+			t.Errorf("LoadText(%q) = %+v, %v; want %d files", file, p, err, want)
+		}
+	}
 	entries, err := List(src)
 	if err != nil {
 		t.Fatal(err)

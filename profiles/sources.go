@@ -116,6 +116,24 @@ func (src Sources) Find(name string) (file string, text []byte, err error) {
 	return src[i].file(name), text, nil
 }
 
+// Path is how messages name the file at path if it lies in one of the sources, whatever links lead there; else it is path.
+func (src Sources) Path(path string) string {
+	stem, ok := strings.CutSuffix(filepath.Base(path), ".toml")
+	dir, err := os.Stat(filepath.Dir(path))
+	if !ok || !profileName(stem) || err != nil {
+		return path
+	}
+	for _, s := range src {
+		if s.Dir == "" {
+			continue
+		}
+		if info, err := os.Stat(s.Dir); err == nil && os.SameFile(dir, info) {
+			return s.file(stem)
+		}
+	}
+	return path
+}
+
 // names lists the profiles at or behind index from, for suggestions.
 func (src Sources) names(from int) []string {
 	var out []string

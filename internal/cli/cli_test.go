@@ -247,6 +247,33 @@ warning  daemon   network: no nft
 	}
 }
 
+// TestNamesakeIsCheckedOnce: a profile of one's own that extends the built-in one of its name, by name and by any path.
+func TestNamesakeIsCheckedOnce(t *testing.T) {
+	b := newBench(t)
+	b.Home = t.TempDir()
+	dir := filepath.Join(b.Home, ".config", "berth", "profiles")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "tiny.toml"), []byte("extends = \"tiny\"\n[display]\nsizze = \"1x1\"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(dir)
+	for _, ref := range []string{"tiny", "tiny.toml", filepath.Join(dir, "tiny.toml"), filepath.Join(link, "tiny.toml")} {
+		code := b.run("profile", "check", ref)
+		if want := filepath.Join(dir, "tiny.toml") + ":3:1: unknown key"; code != 1 || strings.Count(b.err.String(), "unknown key") != 1 || !strings.Contains(b.err.String(), want) {
+			t.Errorf("berth profile check %s = %d; want %q once\n%s", ref, code, want, b.err)
+		}
+	}
+	if code := b.run("up", "tiny.toml"); code != 0 || !strings.HasPrefix(b.fake.Calls()[0], "Up "+filepath.Join(dir, "tiny.toml")+" ") {
+		t.Errorf("berth up = %d, %q; want the file's full name\n%s", code, b.fake.Calls(), b.err)
+	}
+}
+
 func TestPrinted(t *testing.T) {
 	b := newBench(t, "work")
 	b.Env = append(b.Env, "COLUMNS=110", "TZ=UTC")

@@ -92,7 +92,7 @@ func (c *CLI) profileLs() *cobra.Command {
 func (c *CLI) profileText(ref string) (file string, text []byte, err error) {
 	if strings.Contains(ref, "/") || strings.HasSuffix(ref, ".toml") {
 		text, err = profiles.ReadFile(ref)
-		return ref, text, err
+		return c.sources().Path(ref), text, err
 	}
 	return c.sources().Find(ref)
 }
@@ -144,9 +144,9 @@ func (c *CLI) profileCheck() *cobra.Command {
 		Args:              nargs(1, 1),
 		ValidArgsFunction: c.completeProfile,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			file, text, err := c.profileText(args[0])
+			file, _, err := c.profileText(args[0])
 			if err == nil {
-				_, err = profiles.LoadText(file, text, c.sources(), set...)
+				_, err = profiles.Load(args[0], c.sources(), set...)
 			}
 			if err == nil {
 				// What only shows beside the components of display, audio and bus. Without a planner or a daemon, the text

@@ -67,7 +67,7 @@ func (c *CLI) profileArg(arg string) (profile, source string, err error) {
 	if len(text) == 0 {
 		return "", "", fmt.Errorf("profile %q: %w: the file is empty", arg, orchestrator.ErrInvalid)
 	}
-	return arg, string(text), nil
+	return c.sources().Path(arg), string(text), nil
 }
 
 func (c *CLI) up(ctx context.Context, req api.UpRequest, asJSON bool) error {
