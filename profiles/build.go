@@ -96,11 +96,32 @@ func Build(p *Profile, infra []Component) (*Plan, error) {
 	plan := &Plan{
 		Profile: p.Name, Description: p.Description, Display: p.Display, Audio: p.Audio, Home: p.Home, Network: p.Network,
 		Look: p.Look, Locale: p.Locale, Limits: p.Limits, Components: sorted, Apps: p.Apps, Session: p.Session,
+		Unused: unused(p.tree, schema, ""),
 	}
 	for _, k := range slices.Sorted(maps.Keys(p.Env)) {
 		plan.Env = append(plan.Env, k+"="+p.Env[k])
 	}
 	return plan, nil
+}
+
+// unused lists the keys of t that the schema f has for later. Tables of the user's own keys have none.
+func unused(t *node, f *field, prefix string) []string {
+	var out []string
+	for _, c := range f.fields {
+		n := t.get(c.name)
+		switch {
+		case n == nil:
+		case c.typ == tTable && c.later:
+			for _, k := range n.keys {
+				out = append(out, prefix+c.name+"."+k)
+			}
+		case c.typ == tTable:
+			out = append(out, unused(n, c, prefix+c.name+".")...)
+		case c.later:
+			out = append(out, prefix+c.name)
+		}
+	}
+	return out
 }
 
 func setDefaults(c *Component) {

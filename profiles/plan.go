@@ -22,6 +22,8 @@ type Plan struct {
 	Apps        []App       `json:"apps,omitempty"`
 	// Session is the component whose clean exit means that the user logged out; "" if there is none.
 	Session string `json:"session,omitempty"`
+	// Unused are the keys that the profile sets and that have no effect yet, "look.dark".
+	Unused []string `json:"unused,omitempty"`
 }
 
 // Component is one container of a session.

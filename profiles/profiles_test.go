@@ -106,6 +106,7 @@ image = "kde"
 		Limits:  Limits{CPUs: 2, Memory: 4 << 30, PIDs: 1000},
 		Env:     []string{"A=1", "B=2"},
 		Apps:    []App{{Image: "gnome", Export: []string{"org.gnome.*"}}, {Image: "kde", Export: []string{"*"}}},
+		Unused:  []string{"look.dark", "look.font", "look.scale", "locale.keyboard", "locale.input_method", "apps"},
 	}
 	plan := mustBuild(t, text)
 	if diff := cmp.Diff(want, plan, cmpopts.IgnoreFields(Plan{}, "Components")); diff != "" {

@@ -80,12 +80,12 @@ func referenceText() string {
 			if strings.ContainsAny(def, "[0123456789") || slices.Contains(f.enum, def) || def == "false" {
 				def = "`" + def + "`"
 			}
-			row("`"+f.name+"`", value, def, f.doc)
+			row("`"+f.name+"`", value, def, docOf(f))
 		}
 		b.WriteByte('\n')
 	}
 	heading := func(f *field, name string) {
-		fmt.Fprintf(&b, "### `%s`\n\n%s\n\n", name, f.doc)
+		fmt.Fprintf(&b, "### `%s`\n\n%s\n\n", name, docOf(f))
 	}
 	b.WriteString("### At the top\n\n")
 	table(cmpFilter(schema.fields, func(f *field) bool { return f.typ == tString }))
@@ -119,6 +119,13 @@ func referenceText() string {
 	shared := cmpFilter(Roles, func(r string) bool { return !slices.Contains(exclusive, r) })
 	fmt.Fprintf(&b, "`%s`.\n", strings.Join(shared, "`, `"))
 	return b.String()
+}
+
+func docOf(f *field) string {
+	if f.later {
+		return f.doc + " **Not used yet.**"
+	}
+	return f.doc
 }
 
 // docProfiles stands for the built-in profiles the guide's examples extend.

@@ -154,7 +154,7 @@ func TestVerbs(t *testing.T) {
 	tests := []struct {
 		args  []string
 		code  int
-		out   string // golden text, with the directory as DIR
+		out   string // golden text, with the directory as DIR; "-" for any
 		err   string // is part of stderr
 		calls []string
 	}{
@@ -195,8 +195,10 @@ ready     1.48 s
 		{args: []string{"open", "none"}, code: 1, err: `session "none": not found`},
 		{args: []string{"profile", "show", "tiny"}, out: tiny},
 		{args: []string{"profile", "show", "tinny"}, code: 1, err: `did you mean "tiny"?`},
-		{args: []string{"profile", "check", "tiny"}, out: "built-in/tiny.toml: ok\n", calls: []string{"Plan tiny []"}},
+		{args: []string{"profile", "check", "tiny"}, out: "built-in/tiny.toml: ok\n",
+			err: "berth: warning: profile \"tiny\": not used yet and ignored: look.dark, apps\n", calls: []string{"Plan tiny []"}},
 		{args: []string{"profile", "check", "tiny", "--set", "display.sizze=1x1"}, code: 1, err: "sizze"},
+		{args: []string{"profile", "plan", "tiny", "--json"}, err: "berth: warning: profile \"tiny\": not used yet and ignored: look.dark, apps\n", out: "-", calls: []string{"Plan tiny []"}},
 		{args: []string{"image", "build", "xfce", "--force"}, err: "xfce [1/2] FROM debian:trixie", calls: []string{"Build [xfce] false true"}},
 		{args: []string{"image", "build", "none"}, code: 1, err: `image "none": recipe: not found`},
 		{args: []string{"image", "pull", "debian:trixie", "--insecure"}, out: "docker.io/library/debian:trixie\n", err: "downloading  sha256:aa\ndone         sha256:aa\n",
@@ -229,6 +231,9 @@ warning  daemon   network: no nft
 			code := b.run(tt.args...)
 			if code != tt.code {
 				t.Errorf("exit code = %d; want %d\n%s", code, tt.code, b.err)
+			}
+			if tt.out == "-" && b.out.String() != "" {
+				tt.out = b.out.String()
 			}
 			if diff := cmp.Diff(tt.out, strings.ReplaceAll(b.out.String(), dir, "DIR")); diff != "" {
 				t.Errorf("stdout (-want +got):\n%s", diff)

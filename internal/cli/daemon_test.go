@@ -165,6 +165,13 @@ func TestDaemonThatEndsAtOnceIsReported(t *testing.T) {
 	}
 }
 
+func TestUpWarnsOfUnusedKeys(t *testing.T) {
+	run, _ := instanceWith(t, "serve", func(_ context.Context, req api.UpRequest) (api.Plan, error) { return apitest.Plan(req.Profile), nil })
+	if code, _, errs := run("up", "xfce"); code != 0 || !strings.HasPrefix(errs, "berth: warning: profile \"xfce\": not used yet and ignored: look.dark, apps\n") {
+		t.Errorf("berth up = %d: %s", code, errs)
+	}
+}
+
 func TestMistakenProfileStartsNoDaemon(t *testing.T) {
 	run, l := instanceWith(t, "serve", func(context.Context, api.UpRequest) (api.Plan, error) {
 		return api.Plan{}, fmt.Errorf("profile %q: %w", "xfec", orchestrator.ErrNotFound)

@@ -151,10 +151,11 @@ func (c *CLI) profileCheck() *cobra.Command {
 			if err == nil {
 				// What only shows beside the components of display, audio and bus. Without a planner or a daemon, the text
 				// alone was checked.
-				_, err = c.planOf(cmd.Context(), args[0], set)
-				if errors.Is(err, errNoPlanner) {
+				var plan api.Plan
+				if plan, err = c.planOf(cmd.Context(), args[0], set); errors.Is(err, errNoPlanner) {
 					err = nil
 				}
+				c.warn(plan)
 			}
 			if !asJSON {
 				if err != nil {
@@ -216,6 +217,13 @@ func (c *CLI) planOf(ctx context.Context, ref string, set []string) (api.Plan, e
 	return c.plan(ctx, api.UpRequest{Profile: profile, Source: source, Set: set})
 }
 
+// warn says which keys of a profile do nothing.
+func (c *CLI) warn(plan api.Plan) {
+	if len(plan.Unused) > 0 {
+		c.note("berth: warning: profile %q: not used yet and ignored: %s", plan.Profile, strings.Join(plan.Unused, ", "))
+	}
+}
+
 func (c *CLI) profilePlan() *cobra.Command {
 	var set []string
 	var asJSON bool
@@ -231,6 +239,7 @@ func (c *CLI) profilePlan() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			c.warn(plan)
 			if asJSON {
 				return c.printJSON(plan)
 			}

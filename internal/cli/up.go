@@ -73,9 +73,11 @@ func (c *CLI) profileArg(arg string) (profile, source string, err error) {
 func (c *CLI) up(ctx context.Context, req api.UpRequest, asJSON bool) error {
 	// Under a millisecond, and a mistake in the profile is told before a daemon is started for it.
 	if c.Plan != nil {
-		if _, err := c.Plan(ctx, req); err != nil {
+		plan, err := c.Plan(ctx, req)
+		if err != nil {
 			return err
 		}
+		c.warn(plan)
 	}
 	if err := c.ensureDaemon(ctx); err != nil {
 		return err

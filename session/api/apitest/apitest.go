@@ -403,7 +403,7 @@ func (f *Fake) Plan(_ context.Context, _ api.Caller, req api.UpRequest) (api.Pla
 func Plan(profile string) api.Plan {
 	dark := true
 	return api.Plan{
-		Profile: profile, Description: "a small desktop", Network: "nat", Env: []string{"A=b"}, Session: "session",
+		Profile: profile, Description: "a small desktop", Network: "nat", Env: []string{"A=b"}, Session: "session", Unused: []string{"look.dark", "apps"},
 		Display: profiles.Display{Server: "xvfb", Width: 1920, Height: 1080, DPI: 96},
 		Audio:   profiles.Audio{Server: "pipewire"},
 		Home:    profiles.Home{Kind: "volume", Name: "x"},
