@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -94,17 +95,23 @@ func (c *CLI) exec(ctx context.Context, name string, req api.ExecRequest, noStdi
 		if t := c.getenv("TERM"); t != "" {
 			req.Env = append([]string{"TERM=" + t}, req.Env...)
 		}
-		// The terminal is raw only once the process runs, so that an error of the request is printed as usual; keys
-		// typed before are kept by the terminal.
-		before, err := term.MakeRaw(in)
-		if err != nil {
-			return fmt.Errorf("terminal: %w", err)
-		}
-		defer func() {
-			if err := term.Restore(in, before); err != nil {
-				c.note("berth: terminal: %v", err)
+		// Raw only once the daemon has taken the request: until then Ctrl-C is an interrupt. An interrupt, which now comes
+		// from elsewhere, ends it at once, since the second one leaves without coming back here.
+		restore := func() {}
+		defer func() { restore() }()
+		streams.Begin = func() error {
+			before, err := term.MakeRaw(in)
+			if err != nil {
+				return fmt.Errorf("terminal: %w", err)
 			}
-		}()
+			restore = sync.OnceFunc(func() {
+				if err := term.Restore(in, before); err != nil {
+					c.note("berth: terminal: %v", err)
+				}
+			})
+			context.AfterFunc(ctx, restore)
+			return nil
+		}
 	}
 	code, err := cl.Exec(ctx, name, req, streams)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/console"
 	"golang.org/x/sys/unix"
@@ -116,6 +117,68 @@ func TestExecOnTerminal(t *testing.T) {
 	if *after != *before {
 		t.Errorf("the terminal is left as %+v; it was %+v", after, before)
 	}
+}
+
+// stuck is a terminal whose output is held up, as by Ctrl-S, until it is closed.
+type stuck struct {
+	*os.File
+	writes chan struct{} // one for each write
+	hold   chan struct{}
+}
+
+func (s stuck) Write([]byte) (int, error) {
+	s.writes <- struct{}{}
+	<-s.hold
+	return 0, os.ErrClosed
+}
+
+// TestSecondInterruptRestoresTheTerminal, though exec itself cannot any more.
+func TestSecondInterruptRestoresTheTerminal(t *testing.T) {
+	b := newBench(t, "work")
+	tty, screen, _ := newTerminal(t)
+	before, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.fake.Run = func(ctx context.Context, _, _ string, spec orchestrator.ExecSpec) (int, error) {
+		fmt.Fprint(spec.Stdout, "output")
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
+	out := stuck{tty, make(chan struct{}), make(chan struct{})}
+	interrupts, left, ended := make(chan os.Signal), make(chan *unix.Termios), make(chan int)
+	c := *b.CLI
+	c.Args, c.Stdin, c.Stdout, c.Stderr, c.Interrupts = []string{"exec", "work", "panel", "--", "sh"}, tty, out, screen, interrupts
+	c.Exit = func(int) {
+		now, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+		if err != nil {
+			t.Error(err)
+		}
+		left <- now
+	}
+	go func() { ended <- c.Run(context.Background()) }()
+	<-out.writes
+	if raw, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS); err != nil || *raw == *before {
+		t.Errorf("the terminal is %+v, %v; want it raw", raw, err)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	var after *unix.Termios
+	for after == nil {
+		select {
+		case <-tick.C:
+			select {
+			case interrupts <- os.Interrupt: // those soon after the first do not count
+			case after = <-left:
+			}
+		case after = <-left:
+		}
+	}
+	if *after != *before {
+		t.Errorf("the terminal is left as %+v; it was %+v", after, before)
+	}
+	close(out.hold)
+	<-ended
 }
 
 func TestMeter(t *testing.T) {

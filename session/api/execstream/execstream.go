@@ -255,12 +255,19 @@ type Streams struct {
 	Stdout io.Writer
 	Stderr io.Writer
 	Resize <-chan orchestrator.TermSize // may be nil
+	// Begin is called once the daemon has taken the request, before the first copy; may be nil. Its error ends the client.
+	Begin func() error
 }
 
 // Client is the client's side: it copies the streams until the process has ended and returns its exit code.
 // When ctx ends, the caller must close conn. A read of s.Stdin that is blocked at the end goes on in the background and
 // takes what it reads with it.
 func Client(ctx context.Context, conn io.Writer, r io.Reader, s Streams) (int, error) {
+	if s.Begin != nil {
+		if err := s.Begin(); err != nil {
+			return 0, err
+		}
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	out := &sender{w: conn}

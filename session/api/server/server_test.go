@@ -120,6 +120,24 @@ func TestCallers(t *testing.T) {
 	}
 }
 
+// TestExecBeginsOnceItIsTaken: a client makes its terminal raw then, and not for a request that is refused.
+func TestExecBeginsOnceItIsTaken(t *testing.T) {
+	c := apitest.Serve(t, apitest.New("work"), nil)
+	begun := 0
+	streams := execstream.Streams{Stdout: io.Discard, Stderr: io.Discard, Begin: func() error { begun++; return nil }}
+	if _, err := c.Exec(context.Background(), "work", api.ExecRequest{Component: "none", Command: []string{"true"}}, streams); err == nil || begun != 0 {
+		t.Errorf("Exec in no component = %v, begun %d times", err, begun)
+	}
+	if _, err := c.Exec(context.Background(), "work", api.ExecRequest{Component: "panel", Command: []string{"true"}}, streams); err != nil || begun != 1 {
+		t.Errorf("Exec = %v, begun %d times", err, begun)
+	}
+	no := errors.New("no terminal")
+	streams.Begin = func() error { return no }
+	if _, err := c.Exec(context.Background(), "work", api.ExecRequest{Component: "panel", Command: []string{"true"}}, streams); !errors.Is(err, no) {
+		t.Errorf("Exec = %v; want what Begin says", err)
+	}
+}
+
 func TestListenModeAndSecondDaemon(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := server.Listen(path, server.Group)
