@@ -577,6 +577,9 @@ func TestHelpForm(t *testing.T) {
 			}
 			text += f.Usage
 		})
+		if strings.Contains(cmd.LocalFlags().FlagUsages(), "(default )") {
+			t.Errorf("%s: a flag's help says (default )", path)
+		}
 		for line := range strings.Lines(cmd.Long) {
 			if len(line) > 121 {
 				t.Errorf("%s: long help has a line of %d characters", path, len(line))

@@ -42,7 +42,7 @@ func (c *CLI) logsCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is written from now on")
 	cmd.Flags().IntVarP(&tail, "tail", "n", -1, "only the last `N` lines (default: all)")
-	cmd.Flags().Lookup("tail").DefValue = ""
+	cmd.Flags().Lookup("tail").DefValue = "0" // of which the help says nothing
 	return cmd
 }
 
