@@ -53,7 +53,7 @@ var probeKinds = map[string]struct{ arg, doc string }{
 	"pipewire": {"", "the PipeWire server answers"},
 	"vnc":      {"", "the VNC server greets"},
 	"exit":     {"", "the program has ended with 0; for what only prepares something"},
-	"bus":      {"NAME", "the name has an owner on the session bus, and that owner answers a ping; without `:NAME`, the bus itself answers"},
+	"bus":      {"NAME", "the name has an owner on the session bus; without `:NAME`, the bus itself answers a ping"},
 	"socket":   {"PATH", "the Unix socket accepts a connection"},
 	"exec":     {"CMD", "the command, run in the component, ends with 0"},
 }
