@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"berth/orchestrator"
 )
@@ -79,6 +80,15 @@ func WithHint(err error, hint string) error {
 		return nil
 	}
 	return &hinted{err, hint}
+}
+
+// Group is the group whose members may use the daemon.
+const Group = "berth"
+
+// JoinHint says how user becomes a member of group, which only `make install` and packages create.
+func JoinHint(group, user string) string {
+	return fmt.Sprintf("run it as root, or have root run: groupadd -rf %s && usermod -aG %s %s; then log in again, and restart the daemon if the group is new",
+		group, group, user)
 }
 
 type hinted struct {

@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -57,7 +58,7 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 		return nil, fmt.Errorf("socket %q: %w", c.Socket, ErrNoDaemon)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, api.WithHint(fmt.Errorf("socket %q: %w to use the daemon", c.Socket, api.ErrForbidden),
-			`run the command as root, or become a member of the group "berth": usermod -aG berth USER, then log in again`)
+			api.JoinHint(api.Group, api.NewCaller(os.Getuid(), os.Getgid()).Name))
 	}
 	return nil, fmt.Errorf("socket %q: %w", c.Socket, err)
 }

@@ -152,7 +152,7 @@ func admit(c api.Caller, groups []uint32, group string) error {
 		}
 	}
 	return api.WithHint(fmt.Errorf("user %q: %w to use the daemon: neither root nor in group %q", c.Name, api.ErrForbidden, group),
-		fmt.Sprintf("root can run: groupadd -f %s && usermod -aG %s %s; then log in again and restart the daemon", group, group, c.Name))
+		api.JoinHint(group, c.Name))
 }
 
 // peerGroups is getsockopt(SO_PEERGROUPS), for which x/sys has no wrapper: the peer's additional groups at connect(2).

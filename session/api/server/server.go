@@ -41,7 +41,7 @@ import (
 )
 
 // Group is the group whose members may use the daemon, unless Config says otherwise.
-const Group = "berth"
+const Group = api.Group
 
 // MaxSource bounds a profile sent by a client, in bytes.
 const MaxSource = 1 << 20

@@ -38,6 +38,9 @@ func TestMain(m *testing.M) {
 			fmt.Println("sees", s.Name)
 		}
 		fmt.Println("class", errors.Is(err, api.ErrForbidden), err)
+		if err != nil {
+			fmt.Println("hint", api.ErrorOf(err).Hint)
+		}
 		info, _ := c.Info(context.Background()) // zero for whom it is refused
 		fmt.Println("all sessions", info.AdminURL != "", info.Fingerprint)
 		_, err = c.Prune(context.Background())
@@ -102,14 +105,15 @@ func TestCallers(t *testing.T) {
 		return string(out)
 	}
 	outsider := &syscall.Credential{Uid: uid, Gid: uid}
-	if got := run(outsider); !strings.Contains(got, "class true") || !strings.Contains(got, "not allowed") || strings.Contains(got, "sees") {
+	join := func(group string) string { return "groupadd -rf " + group + " && usermod -aG " + group + " 54321;" }
+	if got := run(outsider); !strings.Contains(got, "class true") || !strings.Contains(got, "not allowed") || strings.Contains(got, "sees") || !strings.Contains(got, join(server.Group)) {
 		t.Errorf("an outsider got\n%s", got)
 	}
 	// With the permissions out of the way the server refuses by itself.
 	if err := os.Chmod(c.Socket, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	if got := run(outsider); !strings.Contains(got, `class true user "54321": not allowed to use the daemon`) || strings.Contains(got, "sees") {
+	if got := run(outsider); !strings.Contains(got, `class true user "54321": not allowed to use the daemon`) || strings.Contains(got, "sees") || !strings.Contains(got, join(members)) {
 		t.Errorf("an outsider whom the socket lets in got\n%s", got)
 	}
 	member := "sees mine\nclass false <nil>\nall sessions false 5E:1F\nprune true\nbuild <nil>\npull of a built-in true\nup as root true\nexec as root true\n"
