@@ -282,7 +282,7 @@ func (b *planner) checkSession() {
 	if b.disabled[n.str] {
 		e = n.errorf("session names %s, which is disabled", quote(n.str))
 	}
-	e.Key, e.Suggestion = "session", nearest(n.str, b.names())
+	e.Key, e.Suggestion = "session", Nearest(n.str, b.names())
 	b.errs = append(b.errs, e)
 }
 
@@ -332,7 +332,7 @@ func (b *planner) connect() {
 			if at != nil {
 				e = at.errorf("after names %s, which is neither a component of this profile nor a role", quote(word))
 			}
-			e.Key, e.Suggestion = "components."+c.Name+".after", nearest(word, append(b.names(), Roles...))
+			e.Key, e.Suggestion = "components."+c.Name+".after", Nearest(word, append(b.names(), Roles...))
 			b.errs = append(b.errs, e)
 		}
 		for _, wire := range c.Needs {
@@ -455,7 +455,7 @@ func (p *Profile) CheckImages(recipes []string) error {
 			return
 		}
 		e := n.errorf("image %s is not built in; an image of a registry or of your own is written with its tag, %q", quote(n.str), n.str+":latest")
-		e.Key, e.Suggestion = key, nearest(n.str, recipes)
+		e.Key, e.Suggestion = key, Nearest(n.str, recipes)
 		errs = append(errs, e)
 	}
 	if t := p.tree.get("components"); t.good() {

@@ -80,7 +80,7 @@ func Load(ref string, src Sources, set ...string) (*Profile, error) {
 func notFound(ref string, src Sources) error {
 	names := src.names(0)
 	hint := "; there are " + strings.Join(names, ", ")
-	if near := nearest(ref, names); near != "" {
+	if near := Nearest(ref, names); near != "" {
 		hint = fmt.Sprintf("; did you mean %q?", near)
 	} else if len(names) == 0 {
 		hint = ""
@@ -130,7 +130,7 @@ func load(d document, text []byte, src Sources, set []string) (*Profile, error) 
 		}
 		if i < 0 {
 			e := ext.errorf("extends %s, which does not exist", quote(ext.str))
-			e.Key, e.Suggestion = "extends", nearest(ext.str, src.names(from))
+			e.Key, e.Suggestion = "extends", Nearest(ext.str, src.names(from))
 			errs = append(errs, e)
 			break
 		}

@@ -70,7 +70,7 @@ func oneOf(what string, words []string) func(n *node) *problem {
 		if slices.Contains(words, n.str) {
 			return nil
 		}
-		return &problem{fmt.Sprintf("unknown %s %s (known: %s)", what, quote(n.str), strings.Join(words, ", ")), nearest(n.str, words)}
+		return &problem{fmt.Sprintf("unknown %s %s (known: %s)", what, quote(n.str), strings.Join(words, ", ")), Nearest(n.str, words)}
 	}
 }
 
@@ -233,7 +233,7 @@ var componentSchema = &field{typ: tTable, fields: []*field{
 		if slices.Contains(capNames, n.str) {
 			return nil
 		}
-		near := nearest(n.str, capNames)
+		near := Nearest(n.str, capNames)
 		if c := "CAP_" + strings.TrimPrefix(strings.ToUpper(n.str), "CAP_"); slices.Contains(capNames, c) {
 			near = c
 		}
@@ -313,7 +313,7 @@ func check(n *node, f *field, path []string, errs *Errors) {
 			}
 			e := child.keyErrorf("unknown key %s%s", quote(k), inTable(path))
 			e.Key = strings.Join(sub, ".")
-			if near := nearest(k, f.names()); near != "" {
+			if near := Nearest(k, f.names()); near != "" {
 				e.Suggestion = near
 			} else if len(path) > 0 && schema.field(k) != nil {
 				e.Message += "; it belongs at the top of the file, before the first table"
@@ -361,7 +361,7 @@ func check(n *node, f *field, path []string, errs *Errors) {
 			fail(v, fmt.Sprintf("%s holds a control character", keyText(path)), "")
 		case f.enum != nil:
 			if !slices.Contains(f.enum, v.str) {
-				fail(v, fmt.Sprintf("%s is %s; want one of %s", keyText(path), quote(v.str), strings.Join(f.enum, ", ")), nearest(v.str, f.enum))
+				fail(v, fmt.Sprintf("%s is %s; want one of %s", keyText(path), quote(v.str), strings.Join(f.enum, ", ")), Nearest(v.str, f.enum))
 			}
 		case v.kind == kindFloat && (math.IsNaN(v.num) || math.IsInf(v.num, 0)):
 			fail(v, fmt.Sprintf("%s is %s; want a finite number", keyText(path), v.literal()), "")

@@ -2,9 +2,9 @@ package profiles
 
 import "strings"
 
-// nearest returns the word of candidates closest to s by edits (insertion, deletion, change, swap of neighbours), or
+// Nearest returns the word of candidates closest to s by edits (insertion, deletion, change, swap of neighbours), or
 // "" when none is close enough to be what was meant. Ties go to the first.
-func nearest(s string, candidates []string) string {
+func Nearest(s string, candidates []string) string {
 	if s == "" || len(s) > 64 {
 		return ""
 	}

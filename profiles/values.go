@@ -96,7 +96,7 @@ func parseProbe(s string) (Probe, *problem) {
 			names = append(names, n)
 		}
 		slices.Sort(names)
-		near := nearest(k, names)
+		near := Nearest(k, names)
 		if near != "" && probeKinds[near].arg != "" {
 			near += ":" + arg
 		}

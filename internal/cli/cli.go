@@ -25,6 +25,7 @@ import (
 	"berth/internal/hostcheck"
 	"berth/internal/paths"
 	"berth/orchestrator"
+	"berth/profiles"
 	"berth/session/api"
 	"berth/session/api/client"
 )
@@ -342,46 +343,12 @@ func group(cmd *cobra.Command) *cobra.Command {
 		for _, sub := range cmd.Commands() {
 			names = append(names, sub.Name())
 		}
-		if near := nearest(args[0], names); near != "" {
+		if near := profiles.Nearest(args[0], names); near != "" {
 			err += fmt.Sprintf("; did you mean %q?", near)
 		}
 		return usageError{errors.New(err)}
 	}
 	return cmd
-}
-
-// nearest returns the word that word was probably meant to be, or "".
-func nearest(word string, words []string) string {
-	best, least := "", len(word)/3+1
-	for _, w := range words {
-		if d := distance(word, w); d <= least && (best == "" || d < least) {
-			best, least = w, d
-		}
-	}
-	return best
-}
-
-// distance counts the letters to add, drop, change or swap with their neighbour.
-func distance(a, b string) int {
-	rows := make([][]int, len(a)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-		for j := range rows[i] {
-			switch {
-			case i == 0 || j == 0:
-				rows[i][j] = i + j
-				continue
-			case a[i-1] == b[j-1]:
-				rows[i][j] = rows[i-1][j-1]
-			default:
-				rows[i][j] = min(rows[i-1][j-1], rows[i-1][j], rows[i][j-1]) + 1
-			}
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
-			}
-		}
-	}
-	return rows[len(a)][len(b)]
 }
 
 // wrapArgs makes every complaint about arguments wrong usage.

@@ -214,6 +214,7 @@ ready     1.48 s
 		{args: []string{"image", "prune"}, out: "freed 123.0 MiB\n", calls: []string{"Prune"}},
 		{args: []string{"image", "puhs"}, code: 2, err: `unknown command "image puhs"; did you mean "push"?`},
 		{args: []string{"lss"}, code: 2, err: `unknown command "lss"; did you mean "ls"?`},
+		{args: []string{"LS"}, code: 2, err: `unknown command "LS"; did you mean "ls"?`},
 		{args: []string{"--bogus"}, code: 2, err: "unknown flag: --bogus"},
 		{args: []string{"completion", "tcsh"}, code: 2, err: `shell "tcsh"`},
 		{args: []string{"trace", "work", "--svg", "-", "--json"}, code: 2, err: "exclude"},
