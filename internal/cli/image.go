@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -108,48 +109,49 @@ func (c *CLI) imageBuild() *cobra.Command {
 }
 
 func (c *CLI) imagePull() *cobra.Command {
-	var req api.RefRequest
-	cmd := &cobra.Command{
-		Use:               "pull REF",
-		Short:             "Fetch an image from its registry",
-		Example:           "  berth image pull registry.example/desktop:1",
-		Args:              nargs(1, 1),
-		ValidArgsFunction: c.completeImage(true, false, 1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			req.Ref = args[0]
-			var image orchestrator.Image
-			err := c.change(cmd.Context(), "pulling "+req.Ref, func(cl *client.Client, p *progress) (err error) {
-				image, err = cl.Pull(cmd.Context(), req, p.image)
-				return err
-			})
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(c.Stdout, image.Ref)
-			return err
-		},
-	}
-	cmd.Flags().BoolVar(&req.Insecure, "insecure", false, "accept plain HTTP and any certificate; root only")
-	return cmd
+	return c.imageTransfer(&cobra.Command{
+		Use:     "pull REF",
+		Short:   "Fetch an image from its registry",
+		Example: "  berth image pull registry.example/desktop:1",
+	}, "pulling", "accept plain HTTP and any certificate; root only",
+		func(ctx context.Context, cl *client.Client, req api.RefRequest, p *progress) (string, error) {
+			image, err := cl.Pull(ctx, req, p.image)
+			return image.Ref + "\n", err
+		})
 }
 
 func (c *CLI) imagePush() *cobra.Command {
+	return c.imageTransfer(&cobra.Command{
+		Use:     "push REF",
+		Short:   "Send an image to its registry",
+		Long:    "Send an image to its registry, with the credentials of root's Docker configuration file.",
+		Example: "  berth image tag xfce registry.example/desktop:1\n  berth image push registry.example/desktop:1",
+	}, "pushing", "accept plain HTTP and any certificate",
+		func(ctx context.Context, cl *client.Client, req api.RefRequest, p *progress) (string, error) {
+			return "", cl.Push(ctx, req, p.image)
+		})
+}
+
+// imageTransfer makes cmd a command that moves the image REF to or from its registry; insecure is that flag's help. What
+// move returns is printed once the progress line is gone.
+func (c *CLI) imageTransfer(cmd *cobra.Command, title, insecure string,
+	move func(ctx context.Context, cl *client.Client, req api.RefRequest, p *progress) (string, error)) *cobra.Command {
 	var req api.RefRequest
-	cmd := &cobra.Command{
-		Use:               "push REF",
-		Short:             "Send an image to its registry",
-		Long:              "Send an image to its registry, with the credentials of root's Docker configuration file.",
-		Example:           "  berth image tag xfce registry.example/desktop:1\n  berth image push registry.example/desktop:1",
-		Args:              nargs(1, 1),
-		ValidArgsFunction: c.completeImage(true, false, 1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			req.Ref = args[0]
-			return c.change(cmd.Context(), "pushing "+req.Ref, func(cl *client.Client, p *progress) error {
-				return cl.Push(cmd.Context(), req, p.image)
-			})
-		},
+	cmd.Args, cmd.ValidArgsFunction = nargs(1, 1), c.completeImage(true, false, 1)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		req.Ref = args[0]
+		printed := ""
+		err := c.change(cmd.Context(), title+" "+req.Ref, func(cl *client.Client, p *progress) (err error) {
+			printed, err = move(cmd.Context(), cl, req, p)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		_, err = io.WriteString(c.Stdout, printed)
+		return err
 	}
-	cmd.Flags().BoolVar(&req.Insecure, "insecure", false, "accept plain HTTP and any certificate")
+	cmd.Flags().BoolVar(&req.Insecure, "insecure", false, insecure)
 	return cmd
 }
 
