@@ -19,6 +19,7 @@ import (
 
 	"berth/internal/atomicfile"
 	"berth/internal/revert"
+	"berth/internal/rmtree"
 	"berth/orchestrator"
 
 	"github.com/klauspost/compress/zstd"
@@ -177,15 +178,15 @@ func (b *bases) make(ctx context.Context, release string, log *vertex) (_ base, 
 		return fail(err)
 	}
 	// mmdebstrap works in TMPDIR. Within the state directory it is on the disk meant for it, and a dead run's rest is
-	// found by the next.
+	// found by the next. Berth before it gave mmdebstrap a mount namespace may have left mounts too.
 	tmp := filepath.Join(b.dir, "tmp-"+release)
-	if err := os.RemoveAll(tmp); err != nil {
+	if err := errors.Join(rmtree.Unmount(tmp), rmtree.Remove(tmp)); err != nil {
 		return fail(err)
 	}
 	if err := os.Mkdir(tmp, 0o755); err != nil {
 		return fail(err)
 	}
-	undo.Add("remove "+tmp, func(context.Context) error { return os.RemoveAll(tmp) })
+	undo.Add("remove "+tmp, func(context.Context) error { return rmtree.Remove(tmp) })
 	overlay := filepath.Join(tmp, "overlay")
 	if err := writeOverlay(overlay, sources, b.hostOptions(ctx)); err != nil {
 		return fail(err)
@@ -250,14 +251,24 @@ func (b *bases) bootstrap(ctx context.Context, tool, release, tmp, overlay, laye
 		}
 	}
 	args = append(args, release, "-", "-")
-	cmd := exec.CommandContext(ctx, tool, args...)
+	// mmdebstrap mounts below its root, the host's /dev/shm among others, and takes that back only if nothing and nobody
+	// interrupts it. In namespaces of its own the mounts are never the host's and go with its processes. The shell is
+	// what a PID namespace wants as its first process: it reaps orphans, SIGTERM does not end it, and with it, or with
+	// the daemon, all others end.
+	cmd := exec.CommandContext(ctx, "/bin/sh", append([]string{"-c", `"$@"; exit $?`, "sh", tool}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS, // whose mounts Go makes private
+		Setpgid: true, Pdeathsig: syscall.SIGKILL,
+	}
+	// Pdeathsig is sent when the thread ends that has started the process, which it must not before the process does.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd.Env = append(os.Environ(), fmt.Sprintf("SOURCE_DATE_EPOCH=%d", baseEpoch.Unix()), "TMPDIR="+tmp, "LC_ALL=C.UTF-8")
 	for k, v := range hostProxies(ctx) { // mmdebstrap does not read the host's apt.conf
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
 	cmd.Stdin = strings.NewReader(formatDeb822(sources))
-	// On SIGTERM mmdebstrap unmounts and removes what it made; killed at once it could not.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// On SIGTERM mmdebstrap removes what it made; killed at once it could not.
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute
 	tail := &tailWriter{w: log}

@@ -1,29 +1,40 @@
 package images
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"berth/internal/paths"
+	"berth/internal/rmtree"
 	"berth/orchestrator"
 	"berth/session/api"
 
 	"github.com/google/go-cmp/cmp"
 	bkclient "github.com/moby/buildkit/client"
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // fakeBases is a bases whose mmdebstrap is a script.
 func fakeBases(t *testing.T, script string) *bases {
 	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: mmdebstrap gets namespaces of its own")
+	}
 	dir := t.TempDir()
 	tool := filepath.Join(dir, "mmdebstrap")
 	if err := os.WriteFile(tool, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
@@ -36,11 +47,222 @@ func fakeBases(t *testing.T, script string) *bases {
 	if err := os.WriteFile(filepath.Join(dir, "root"+debianKeyring), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	sources, err := parseSources("x.list", []byte("deb http://m.invalid/debian bookworm main"))
+	return fakeBasesIn(dir)
+}
+
+// fakeBasesIn is that of fakeBases whose directory dir is.
+func fakeBasesIn(dir string) *bases {
+	return &bases{
+		dir: filepath.Join(dir, "bases"), aptRoot: os.DirFS(filepath.Join(dir, "root")), tool: filepath.Join(dir, "mmdebstrap"), now: time.Now,
+		sources: []aptSource{{URIs: []string{"http://m.invalid/debian"}, Suites: []string{"bookworm"}, Components: []string{"main"}}},
+	}
+}
+
+// logLines is a reporter that passes on what is logged, line by line.
+func logLines(fn func(line string)) *reporter {
+	return newReporter(func(p api.Build) {
+		var st bkclient.SolveStatus
+		if err := json.Unmarshal(p.Status, &st); err != nil {
+			panic(err)
+		}
+		for _, l := range st.Logs {
+			for line := range strings.Lines(string(l.Data)) {
+				fn(line)
+			}
+		}
+	})
+}
+
+// TestMain is also the daemon that TestBaseInterrupted kills.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("BERTH_TEST_MAKE_BASE"); dir != "" {
+		b := fakeBasesIn(dir)
+		if os.Getenv("BERTH_TEST_MAKE_REAL") != "" {
+			b = realBasesIn(dir)
+		}
+		_, err := b.ensure(context.Background(), "bookworm", 0, logLines(func(line string) { fmt.Print(line) }))
+		fmt.Println("made a base:", err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func realBasesIn(dir string) *bases {
+	return &bases{dir: filepath.Join(dir, "bases"), aptRoot: os.DirFS("/"), tool: "mmdebstrap", now: time.Now}
+}
+
+// TestBaseInterrupted interrupts mmdebstrap while the host's /dev/shm is mounted below its root: nothing of that may
+// stay mounted, be it in Berth's namespace or in what removes the tree, nor any process, and the next base is made.
+func TestBaseInterrupted(t *testing.T) {
+	// Mounts like mmdebstrap, dies on SIGTERM without unmounting, like mmdebstrap in a hook, and has a child that left its
+	// process group. Once a file named "interrupted" is there it succeeds.
+	const fake = `cd $(dirname $0)
+if [ -e interrupted ]; then cat >/dev/null; echo tar; exit; fi
+mkdir -p $TMPDIR/root/dev/shm && mount --bind shm $TMPDIR/root/dev/shm || exit 1
+setsid sleep 1000 &
+echo mounted >&2
+sleep 1000
+`
+	for _, tt := range []struct {
+		name string
+		real bool
+		at   string // the line at which it is interrupted
+		kill bool   // the daemon, rather than cancel the request
+	}{
+		{name: "cancelled", at: "mounted"},
+		{name: "daemon_killed", at: "mounted", kill: true},
+		{name: "real_cancelled", real: true, at: "running --customize-hook in shell"},
+		{name: "real_daemon_killed", real: true, at: "installing essential packages", kill: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.real && os.Getenv("BERTH_TEST_SLOW") == "" {
+				t.Skip("downloads a Debian release; set BERTH_TEST_SLOW=1")
+			}
+			b := fakeBases(t, fake)
+			dir := filepath.Dir(b.tool)
+			// Before the test's directory is removed.
+			t.Cleanup(func() {
+				if err := rmtree.Unmount(dir); err != nil {
+					t.Fatal(err)
+				}
+			})
+			shm, sentinel := filepath.Join(dir, "shm"), filepath.Join(dir, "shm", "sentinel")
+			if tt.real {
+				b, shm = realBasesIn(dir), "/dev/shm"
+				sentinel = filepath.Join(shm, filepath.Base(t.TempDir())+strconv.Itoa(os.Getpid()))
+				t.Cleanup(func() { os.Remove(sentinel) })
+			}
+			if err := os.MkdirAll(shm, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(sentinel, nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+
+			if tt.kill {
+				exe, err := os.Executable()
+				if err != nil {
+					t.Fatal(err)
+				}
+				daemon := exec.Command(exe)
+				daemon.Env = append(os.Environ(), "BERTH_TEST_MAKE_BASE="+dir)
+				if tt.real {
+					daemon.Env = append(daemon.Env, "BERTH_TEST_MAKE_REAL=1")
+				}
+				daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+				out, err := daemon.StdoutPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := daemon.Start(); err != nil {
+					t.Fatal(err)
+				}
+				reached := false
+				for sc := bufio.NewScanner(out); !reached && sc.Scan(); {
+					t.Log(sc.Text())
+					reached = strings.Contains(sc.Text(), tt.at)
+				}
+				if err := daemon.Process.Kill(); err != nil {
+					t.Error(err)
+				}
+				_ = daemon.Wait() // it was killed
+				if !reached {
+					t.Fatalf("the base's maker did not get to %q", tt.at)
+				}
+			} else {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				_, err := b.ensure(ctx, "bookworm", 0, logLines(func(line string) {
+					if strings.Contains(line, tt.at) {
+						cancel()
+					}
+				}))
+				if !errors.Is(err, context.Canceled) {
+					t.Fatalf("error %v; want it cancelled", err)
+				}
+				if left, err := filepath.Glob(filepath.Join(b.dir, "tmp-*")); err != nil || len(left) > 0 {
+					t.Errorf("left: %v, %v", left, err)
+				}
+			}
+
+			mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range mounts {
+				t.Errorf("left mounted: %s", m.Mountpoint)
+			}
+			tmp := filepath.Join(b.dir, "tmp-bookworm")
+			for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+				left := processesWith(t, "TMPDIR="+tmp)
+				if len(left) == 0 {
+					break
+				}
+				if time.Now().After(deadline) {
+					for _, p := range left {
+						_ = syscall.Kill(p, syscall.SIGKILL)
+					}
+					t.Errorf("processes left: %v", left)
+					break
+				}
+			}
+			if err := os.WriteFile(filepath.Join(dir, "interrupted"), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.ensure(t.Context(), "bookworm", 0, nil); err != nil {
+				t.Errorf("the next base: %v", err)
+			}
+			if _, err := os.Stat(sentinel); err != nil {
+				t.Errorf("%s was emptied: %v", shm, err)
+			}
+		})
+	}
+}
+
+// A dead daemon of a Berth that let mmdebstrap mount in its namespace.
+func TestBaseOverMounts(t *testing.T) {
+	b := fakeBases(t, "cat >/dev/null; echo tar")
+	shm := t.TempDir()
+	sentinel := filepath.Join(shm, "sentinel")
+	if err := os.WriteFile(sentinel, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	on := filepath.Join(b.dir, "tmp-bookworm", "mmdebstrap.x", "dev", "shm")
+	if err := os.MkdirAll(on, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(shm, on, "", unix.MS_BIND, ""); err != nil {
+		t.Skipf("cannot bind mount: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(on, unix.MNT_DETACH) }) // gone by then, if all is well
+	if _, err := b.ensure(t.Context(), "bookworm", 0, nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(sentinel); err != nil {
+		t.Errorf("what was mounted is gone: %v", err)
+	}
+}
+
+// processesWith lists the processes in whose environment kv begins an entry.
+func processesWith(t *testing.T, kv string) []int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/environ")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &bases{dir: filepath.Join(dir, "bases"), sources: sources, aptRoot: os.DirFS(filepath.Join(dir, "root")), tool: tool, now: time.Now}
+	var out []int
+	for _, f := range files {
+		env, err := os.ReadFile(f)
+		if err != nil || !bytes.Contains(append([]byte{0}, env...), append([]byte{0}, kv...)) {
+			continue // or it has ended
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, pid)
+	}
+	return out
 }
 
 func TestBaseLayout(t *testing.T) {
@@ -152,15 +374,9 @@ func TestBaseErrors(t *testing.T) {
 		b := fakeBases(t, "trap 'touch $(dirname $0)/told; kill $!; exit 1' TERM; echo started >&2; sleep 1000 & wait")
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		rep := newReporter(func(p api.Build) {
-			var st bkclient.SolveStatus
-			if err := json.Unmarshal(p.Status, &st); err != nil {
-				t.Error(err)
-			}
-			for _, l := range st.Logs {
-				if strings.Contains(string(l.Data), "started") {
-					cancel()
-				}
+		rep := logLines(func(line string) {
+			if strings.Contains(line, "started") {
+				cancel()
 			}
 		})
 		if _, err := b.ensure(ctx, "bookworm", 0, rep); !errors.Is(err, context.Canceled) {
