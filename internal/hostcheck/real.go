@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"berth/internal/rmtree"
 )
 
 // Real is this machine.
@@ -106,7 +108,7 @@ func tryOverlay(path string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() { err = errors.Join(err, rmtree.Remove(dir)) }()
 	sub := func(s string) string { return filepath.Join(dir, s) }
 	for _, d := range []string{"a", "b", "b/d", "upper", "work", "m"} {
 		if err := os.Mkdir(sub(d), 0o755); err != nil {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"berth/display/xauth"
+	"berth/internal/rmtree"
 	"berth/profiles"
 )
 
@@ -63,7 +64,11 @@ func New(tb testing.TB) *Session {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { os.RemoveAll(dir) })
+	tb.Cleanup(func() {
+		if err := rmtree.Remove(dir); err != nil {
+			tb.Error(err)
+		}
+	})
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"); err != nil {
 		tb.Fatalf("mount tmpfs on %s: %v", dir, err)
 	}

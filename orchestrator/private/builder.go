@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"berth/internal/rmtree"
 	"berth/orchestrator"
 )
 
@@ -146,7 +147,7 @@ func (b *builder) end(ctx context.Context) error {
 	if err := removeCgroup("/sys/fs/cgroup", b.cgroup); err != nil {
 		b.log.Warn("cgroups of builds are left", "err", err)
 	}
-	return os.RemoveAll(filepath.Dir(b.program.socket))
+	return rmtree.Remove(filepath.Dir(b.program.socket))
 }
 
 // close ends buildkitd for good.

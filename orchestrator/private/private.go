@@ -21,6 +21,7 @@ import (
 	"berth/internal/atomicfile"
 	"berth/internal/paths"
 	"berth/internal/revert"
+	"berth/internal/rmtree"
 	"berth/orchestrator"
 )
 
@@ -368,26 +369,19 @@ func unlock(f *os.File) error {
 func sweep(l paths.Layout) error {
 	var errs []error
 	// A killed containerd may leave its temporary mounts, in which it looks at snapshots.
-	tmp := filepath.Join(l.State, "containerd", "tmpmounts")
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(tmp))
-	errs = append(errs, err)
-	for _, m := range mounts {
-		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil {
-			errs = append(errs, fmt.Errorf("mount %q: %w", m.Mountpoint, err))
-		}
-	}
+	errs = append(errs, rmtree.Unmount(filepath.Join(l.State, "containerd", "tmpmounts")))
 
 	dir := filepath.Dir(l.ContainerdSocket())
 	bundles, err := filepath.Glob(filepath.Join(dir, "state", "io.containerd.runtime.v2.task", "*", "*"))
 	errs = append(errs, err)
-	mounts, err = mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	errs = append(errs, err)
 	gone := []string{dir, shimSockets(l)}
 	if err != nil || len(bundles)+len(mounts) > 0 {
 		gone = []string{l.ContainerdSocket(), l.ContainerdSocket() + ".ttrpc"}
 	}
 	for _, f := range gone {
-		errs = append(errs, os.RemoveAll(f))
+		errs = append(errs, rmtree.Remove(f))
 	}
 	// The directory of the shims' sockets may be all there is in its parent; if not, that is fine.
 	if parent := filepath.Dir(shimSockets(l)); strings.HasPrefix(parent, "/run/"+l.Instance()) && parent != l.Run {
