@@ -98,7 +98,8 @@ type Engine interface {
 type Images interface {
 	List(ctx context.Context) ([]Image, error)
 	Get(ctx context.Context, ref string) (Image, error)
-	// Pull fetches ref from its registry, with credentials from the Docker config file, and unpacks it.
+	// Pull fetches ref from its registry and unpacks it. Credentials are those of the Docker config file of the user the
+	// engine runs as, unless opt is Anonymous.
 	Pull(ctx context.Context, ref string, opt TransferOptions) (Image, error)
 	// Push sends ref to its registry.
 	Push(ctx context.Context, ref string, opt TransferOptions) error
@@ -118,8 +119,9 @@ type Images interface {
 
 // TransferOptions apply to Pull, Push and Import.
 type TransferOptions struct {
-	Insecure bool           // plain HTTP or an unverified certificate is accepted
-	Progress func(Progress) // called from one goroutine at a time; may be nil
+	Insecure  bool           // plain HTTP or an unverified certificate is accepted
+	Anonymous bool           // Pull without credentials
+	Progress  func(Progress) // called from one goroutine at a time; may be nil
 }
 
 // Progress is one state of one part of a transfer.

@@ -38,6 +38,7 @@ type bed struct {
 	attached map[string]int // name -> port
 	sizes    []string
 	deaf     bool // neither does the gateway let anybody in, nor does the display answer
+	ensured  []api.EnsureOptions
 }
 
 func newBed(t *testing.T, comps ...profiles.Component) *bed {
@@ -95,7 +96,7 @@ func newBed(t *testing.T, comps ...profiles.Component) *bed {
 func (b *bed) start() {
 	b.t.Helper()
 	var err error
-	b.m, err = New(context.Background(), Options{Engine: b.engine.Connect(), Images: imagesAsNamed{}, Layout: b.layout,
+	b.m, err = New(context.Background(), Options{Engine: b.engine.Connect(), Images: imagesAsNamed{b: b}, Layout: b.layout,
 		Plan: func(context.Context, api.Caller, api.UpRequest) (*profiles.Plan, error) {
 			b.mu.Lock()
 			defer b.mu.Unlock()
@@ -214,9 +215,15 @@ func (p prober) Wait(ctx context.Context, want profiles.Probe) error {
 func (prober) Close() error { return nil }
 
 // imagesAsNamed is an image service whose images all exist under the names they are asked for by.
-type imagesAsNamed struct{ api.Images }
+type imagesAsNamed struct {
+	api.Images
+	b *bed
+}
 
-func (imagesAsNamed) Ensure(_ context.Context, names []string, _ func(api.UpEvent)) (map[string]string, error) {
+func (i imagesAsNamed) Ensure(_ context.Context, names []string, opt api.EnsureOptions, _ func(api.UpEvent)) (map[string]string, error) {
+	i.b.mu.Lock()
+	i.b.ensured = append(i.b.ensured, opt)
+	i.b.mu.Unlock()
 	out := map[string]string{}
 	for _, n := range names {
 		out[n] = n
@@ -807,6 +814,23 @@ func TestUsersSeeTheirOwn(t *testing.T) {
 	}
 	if err := b.m.Stop(ctx, ann, "duo"); err != nil {
 		t.Fatal(err)
+	}
+	b.clean()
+}
+
+// A session's images are pulled with root's credentials only if it is root who starts it.
+func TestWhoseCredentialsPull(t *testing.T) {
+	b := newBed(t, chain()...)
+	for _, c := range []api.Caller{{UID: 4001, GID: 4001, Name: "ann"}, root} {
+		if _, err := b.m.Up(context.Background(), c, api.UpRequest{}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.m.Stop(context.Background(), c, "duo"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d := cmp.Diff([]api.EnsureOptions{{Anonymous: true}, {}}, b.ensured); d != "" {
+		t.Errorf("images of ann's session, then root's (-want +got):\n%s", d)
 	}
 	b.clean()
 }

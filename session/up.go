@@ -79,7 +79,7 @@ func (m *Manager) Up(ctx context.Context, c api.Caller, req api.UpRequest, progr
 	startCtx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.ctx, func() { cancel(errEnded) })()
-	err = s.start(startCtx, &undo, progress)
+	err = s.start(startCtx, c, &undo, progress)
 	close(s.upDone)
 	if err != nil {
 		if cause := context.Cause(startCtx); cause != nil {
@@ -139,8 +139,8 @@ func allow(c api.Caller, id Identity, p *profiles.Plan) error {
 	return nil
 }
 
-// start brings the session up. On error the caller takes it down.
-func (s *session) start(ctx context.Context, undo *revert.Stack, progress func(api.UpEvent)) error {
+// start brings the session up for caller. On error it is taken down by whoever called start.
+func (s *session) start(ctx context.Context, caller api.Caller, undo *revert.Stack, progress func(api.UpEvent)) error {
 	opt := s.m.opt
 	// One progress function may be called from many components at once.
 	var pmu sync.Mutex
@@ -158,7 +158,7 @@ func (s *session) start(ctx context.Context, undo *revert.Stack, progress func(a
 				names = append(names, c.Image)
 			}
 		}
-		refs, err := opt.Images.Ensure(gctx, names, say)
+		refs, err := opt.Images.Ensure(gctx, names, api.EnsureOptions{Anonymous: !caller.Root()}, say)
 		if err != nil {
 			return err
 		}

@@ -202,7 +202,7 @@ ready     1.48 s
 		{args: []string{"image", "build", "xfce", "--force"}, err: "xfce [1/2] FROM debian:trixie", calls: []string{"Build [xfce] false true"}},
 		{args: []string{"image", "build", "none"}, code: 1, err: `image "none": recipe: not found`},
 		{args: []string{"image", "pull", "debian:trixie", "--insecure"}, out: "docker.io/library/debian:trixie\n", err: "downloading  sha256:aa\ndone         sha256:aa\n",
-			calls: []string{"Pull debian:trixie true"}},
+			calls: []string{"Pull debian:trixie true false"}},
 		{args: []string{"image", "push", "registry.example/a:1"}, err: "uploading", calls: []string{"Push registry.example/a:1 false"}},
 		{args: []string{"image", "import", file("good.tar")}, out: "localhost/a:1\n", err: "extracting", calls: []string{"Import localhost/a:1 17"}},
 		{args: []string{"image", "import", file("bad.tar")}, code: 1, err: "no layers"},

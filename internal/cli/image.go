@@ -112,6 +112,7 @@ func (c *CLI) imagePull() *cobra.Command {
 	return c.imageTransfer(&cobra.Command{
 		Use:     "pull REF",
 		Short:   "Fetch an image from its registry",
+		Long:    "Fetch an image from its registry; for root with the credentials of root's Docker configuration file, for others without.",
 		Example: "  berth image pull registry.example/desktop:1",
 	}, "pulling", "accept plain HTTP and any certificate; root only",
 		func(ctx context.Context, cl *client.Client, req api.RefRequest, p *progress) (string, error) {

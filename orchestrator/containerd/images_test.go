@@ -374,8 +374,13 @@ func TestRegistry(t *testing.T) {
 				t.Errorf("Pull of no image: %v; want ErrNotFound", err)
 			}
 			if tt.password != "" {
+				anonymous := orchestrator.TransferOptions{Anonymous: true}
+				_, err := e.Images().Pull(ctx, host+"/a/b@"+img.Digest, anonymous)
+				if !errors.Is(err, orchestrator.ErrUnavailable) || !strings.Contains(err.Error(), "have root run `berth image pull") {
+					t.Errorf("anonymous Pull: %v; want ErrUnavailable that says what to do", err)
+				}
 				dockerConfig(t, "{}")
-				_, err := e.Images().Pull(ctx, ref, orchestrator.TransferOptions{})
+				_, err = e.Images().Pull(ctx, ref, orchestrator.TransferOptions{})
 				if !errors.Is(err, orchestrator.ErrUnavailable) || !strings.Contains(err.Error(), "docker login") {
 					t.Errorf("Pull without credentials: %v; want ErrUnavailable that says what to do", err)
 				}

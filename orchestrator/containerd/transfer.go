@@ -39,7 +39,7 @@ func (s *images) Pull(ctx context.Context, ref string, opt orchestrator.Transfer
 		return orchestrator.Image{}, err
 	}
 	defer done()
-	resolver, err := newResolver(opt.Insecure, nil)
+	resolver, err := newResolver(opt, nil)
 	if err != nil {
 		return orchestrator.Image{}, imageError(ref, "pull", err)
 	}
@@ -69,7 +69,7 @@ func (s *images) Pull(ctx context.Context, ref string, opt orchestrator.Transfer
 	_, err = s.client.Pull(ctx, ref, opts...)
 	stop(err == nil)
 	if err != nil {
-		return orchestrator.Image{}, registryError(ref, "pull", err)
+		return orchestrator.Image{}, registryError(ref, "pull", opt.Anonymous, err)
 	}
 	return s.Get(ctx, ref)
 }
@@ -86,7 +86,8 @@ func (s *images) Push(ctx context.Context, ref string, opt orchestrator.Transfer
 		return err
 	}
 	tracker := docker.NewInMemoryTracker()
-	resolver, err := newResolver(opt.Insecure, tracker)
+	opt.Anonymous = false
+	resolver, err := newResolver(opt, tracker)
 	if err != nil {
 		return imageError(ref, "push", err)
 	}
@@ -106,7 +107,7 @@ func (s *images) Push(ctx context.Context, ref string, opt orchestrator.Transfer
 		})))
 	stop(err == nil)
 	if err != nil {
-		return registryError(ref, "push", err)
+		return registryError(ref, "push", false, err)
 	}
 	return nil
 }
@@ -159,40 +160,20 @@ func (s *images) complete(ctx context.Context, r coreimages.Image) (ocispec.Desc
 	return found, nil
 }
 
-// newResolver returns a client of registries. Loopback registries, and with insecure all, may speak plain HTTP or show
-// a certificate nobody signed. Credentials are read from the Docker config file for every operation, so that a
-// `docker login` counts at once; credential helpers named there are asked.
-func newResolver(insecure bool, tracker docker.StatusTracker) (remotes.Resolver, error) {
-	dir := os.Getenv("DOCKER_CONFIG")
-	if dir == "" {
-		// Not config.Dir(), which is computed once per process.
-		home, err := os.UserHomeDir()
-		if err != nil {
-			home = "/root" // a service without HOME; Berth's daemon runs as root
+// newResolver returns a client of registries. Loopback registries, and with Insecure all, may speak plain HTTP or show
+// a certificate nobody signed. Credentials are for those who are not Anonymous.
+func newResolver(opt orchestrator.TransferOptions, tracker docker.StatusTracker) (remotes.Resolver, error) {
+	var creds func(host string) (user, secret string, err error)
+	if !opt.Anonymous {
+		var err error
+		if creds, err = dockerCredentials(); err != nil {
+			return nil, err
 		}
-		dir = filepath.Join(home, ".docker")
-	}
-	cfg, err := config.Load(dir)
-	if err != nil {
-		return nil, fmt.Errorf("docker config %q: %w: %w", dir, orchestrator.ErrInvalid, err)
-	}
-	creds := func(host string) (string, string, error) {
-		if host == "registry-1.docker.io" {
-			host = "https://index.docker.io/v1/" // the key under which `docker login` files Docker Hub
-		}
-		a, err := cfg.GetAuthConfig(host)
-		if err != nil {
-			return "", "", fmt.Errorf("credentials for %q: %w", host, err)
-		}
-		if a.IdentityToken != "" {
-			return "", a.IdentityToken, nil
-		}
-		return a.Username, a.Password, nil
 	}
 	hosts := func(host string) ([]docker.RegistryHost, error) {
 		transport := newTransport()
 		var rt http.RoundTripper = transport
-		if insecure || docker.IsLocalhost(host) {
+		if opt.Insecure || docker.IsLocalhost(host) {
 			transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // what the option says
 			rt = docker.NewHTTPFallback(transport)
 		}
@@ -206,6 +187,37 @@ func newResolver(insecure bool, tracker docker.StatusTracker) (remotes.Resolver,
 	return docker.NewResolver(docker.ResolverOptions{Hosts: hosts, Tracker: tracker}), nil
 }
 
+// dockerCredentials returns what looks up credentials in the Docker config file. The file is read for every operation,
+// so that a `docker login` counts at once; credential helpers named there are asked.
+func dockerCredentials() (func(host string) (user, secret string, err error), error) {
+	dir := os.Getenv("DOCKER_CONFIG")
+	if dir == "" {
+		// Not config.Dir(), which is computed once per process.
+		home, err := os.UserHomeDir()
+		if err != nil {
+			home = "/root" // a service without HOME; Berth's daemon runs as root
+		}
+		dir = filepath.Join(home, ".docker")
+	}
+	cfg, err := config.Load(dir)
+	if err != nil {
+		return nil, fmt.Errorf("docker config %q: %w: %w", dir, orchestrator.ErrInvalid, err)
+	}
+	return func(host string) (string, string, error) {
+		if host == "registry-1.docker.io" {
+			host = "https://index.docker.io/v1/" // the key under which `docker login` files Docker Hub
+		}
+		a, err := cfg.GetAuthConfig(host)
+		if err != nil {
+			return "", "", fmt.Errorf("credentials for %q: %w", host, err)
+		}
+		if a.IdentityToken != "" {
+			return "", a.IdentityToken, nil
+		}
+		return a.Username, a.Password, nil
+	}, nil
+}
+
 // newTransport is http.DefaultTransport's behaviour in a value of its own.
 func newTransport() *http.Transport {
 	d := &net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}
@@ -216,14 +228,17 @@ func newTransport() *http.Transport {
 }
 
 // registryError is imageError with what registries answer.
-func registryError(ref, what string, err error) error {
+func registryError(ref, what string, anonymous bool, err error) error {
 	host, _, _ := strings.Cut(ref, "/")
 	var status remoteerrors.ErrUnexpectedStatus
 	switch {
 	case errors.As(err, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden),
 		errdefs.IsUnauthorized(err), errdefs.IsPermissionDenied(err), errors.Is(err, docker.ErrInvalidAuthorization):
-		return fmt.Errorf("image %q: %s: %w: registry %q refuses: %w; log in with `docker login %s` as root or check the name",
-			ref, what, orchestrator.ErrUnavailable, host, err, host)
+		hint := fmt.Sprintf("log in with `docker login %s` as root or check the name", host)
+		if anonymous {
+			hint = "only root pulls with credentials, which are root's: have root run `berth image pull " + ref + "`, or check the name"
+		}
+		return fmt.Errorf("image %q: %s: %w: registry %q refuses: %w; %s", ref, what, orchestrator.ErrUnavailable, host, err, hint)
 	case errors.As(err, &status) && status.StatusCode == http.StatusNotFound, errdefs.IsNotFound(err):
 		return fmt.Errorf("image %q: %s: registry %q: %w", ref, what, host, orchestrator.ErrNotFound)
 	}

@@ -188,7 +188,7 @@ func TestBuildChain(t *testing.T) {
 	ensure := func(s *images.Service, names ...string) *recorder {
 		t.Helper()
 		r := record(t)
-		refs, err := s.Ensure(ctx, names, func(e api.UpEvent) {
+		refs, err := s.Ensure(ctx, names, api.EnsureOptions{}, func(e api.UpEvent) {
 			if e.Build != nil {
 				r.add(*e.Build)
 			}
@@ -418,7 +418,7 @@ func TestDiskFull(t *testing.T) {
 	recipes["big/noise"] = &fstest.MapFile{Data: noise}
 	in := startInstance(t, root, images.Options{Recipes: recipes})
 	ctx := t.Context()
-	if _, err := in.service.Ensure(ctx, []string{"tools"}, nil); err != nil {
+	if _, err := in.service.Ensure(ctx, []string{"tools"}, api.EnsureOptions{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	// Files, not the disk's free room: BuildKit keeps a file it could not write open for a while after it is removed.
@@ -439,7 +439,7 @@ func TestDiskFull(t *testing.T) {
 		return sum
 	}
 	before := used()
-	_, err := in.service.Ensure(ctx, []string{"big"}, nil)
+	_, err := in.service.Ensure(ctx, []string{"big"}, api.EnsureOptions{}, nil)
 	if !errors.Is(err, orchestrator.ErrUnavailable) || !strings.HasPrefix(err.Error(), `image "big": `) || !strings.Contains(err.Error(), "is full (") || !strings.Contains(err.Error(), "berth image prune") {
 		t.Fatalf("Ensure = %v; want a full disk and what to do", err)
 	}
@@ -467,7 +467,7 @@ func TestDiskFull(t *testing.T) {
 	if err := unix.Mount("", lib, "", unix.MS_REMOUNT, "size=512m"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := in.service.Ensure(ctx, []string{"big", "tools"}, nil); err != nil {
+	if _, err := in.service.Ensure(ctx, []string{"big", "tools"}, api.EnsureOptions{}, nil); err != nil {
 		t.Errorf("Ensure with room: %v", err)
 	}
 }
@@ -501,7 +501,7 @@ func TestBuiltin(t *testing.T) {
 			cancel()
 		}
 	}
-	if _, err := in.service.Ensure(short, []string{"bus"}, func(e api.UpEvent) {
+	if _, err := in.service.Ensure(short, []string{"bus"}, api.EnsureOptions{}, func(e api.UpEvent) {
 		if e.Build != nil {
 			r.add(*e.Build)
 		}
@@ -524,7 +524,7 @@ func TestBuiltin(t *testing.T) {
 	ensure := func() []string {
 		t.Helper()
 		r := record(t)
-		refs, err = in.service.Ensure(ctx, []string{"bus"}, func(e api.UpEvent) {
+		refs, err = in.service.Ensure(ctx, []string{"bus"}, api.EnsureOptions{}, func(e api.UpEvent) {
 			if e.Build != nil {
 				r.add(*e.Build)
 			}

@@ -196,7 +196,7 @@ func resolve(b *book, name string) (string, error) {
 }
 
 // Ensure implements api.Images.
-func (s *Service) Ensure(ctx context.Context, names []string, progress func(api.UpEvent)) (map[string]string, error) {
+func (s *Service) Ensure(ctx context.Context, names []string, opt api.EnsureOptions, progress func(api.UpEvent)) (map[string]string, error) {
 	b, err := s.book()
 	if err != nil {
 		return nil, err
@@ -251,7 +251,7 @@ func (s *Service) Ensure(ctx context.Context, names []string, progress func(api.
 	slices.Sort(pull)
 	for _, ref := range slices.Compact(pull) {
 		say(api.UpEvent{Message: "pulling image " + ref})
-		if _, err := s.Pull(ctx, ref, orchestrator.TransferOptions{}); err != nil {
+		if _, err := s.Pull(ctx, ref, orchestrator.TransferOptions{Anonymous: opt.Anonymous}); err != nil {
 			return nil, err
 		}
 	}

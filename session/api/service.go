@@ -61,6 +61,12 @@ type BuildOptions struct {
 	Force bool `json:"force,omitempty"`
 }
 
+// EnsureOptions of Images.Ensure.
+type EnsureOptions struct {
+	// Anonymous pulls without root's credentials: who asks is not root.
+	Anonymous bool
+}
+
 // Images is what the API serves of images; orchestrator/images.Service implements it. Names are those of built-in
 // recipes ("xfce", "xfce-13") or references.
 type Images interface {
@@ -71,7 +77,7 @@ type Images interface {
 	Build(ctx context.Context, names []string, opt BuildOptions, progress func(Build)) error
 	// Ensure makes every named image present, by building a recipe that is missing or outdated and pulling any other that
 	// is missing, and returns name -> full reference. progress may be nil.
-	Ensure(ctx context.Context, names []string, progress func(UpEvent)) (map[string]string, error)
+	Ensure(ctx context.Context, names []string, opt EnsureOptions, progress func(UpEvent)) (map[string]string, error)
 	// Resolve returns the full reference for a name, without looking whether it is there.
 	Resolve(name string) (string, error)
 	Pull(ctx context.Context, ref string, opt orchestrator.TransferOptions) (orchestrator.Image, error)

@@ -457,7 +457,7 @@ func (i images) Build(ctx context.Context, names []string, opt api.BuildOptions,
 const BuildStatus = `{"Vertexes":[{"digest":"sha256:0000000000000000000000000000000000000000000000000000000000000001",` +
 	`"name":"[1/2] FROM debian:trixie","started":"2026-11-22T07:00:00Z","completed":"2026-11-22T07:00:01Z"}]}`
 
-func (i images) Ensure(_ context.Context, names []string, _ func(api.UpEvent)) (map[string]string, error) {
+func (i images) Ensure(_ context.Context, names []string, _ api.EnsureOptions, _ func(api.UpEvent)) (map[string]string, error) {
 	out := map[string]string{}
 	for _, n := range names {
 		out[n], _ = i.Resolve(n)
@@ -478,7 +478,7 @@ func (i images) Resolve(name string) (string, error) {
 }
 
 func (i images) Pull(ctx context.Context, ref string, opt orchestrator.TransferOptions) (orchestrator.Image, error) {
-	if err := i.f.note("Pull", ref, opt.Insecure); err != nil {
+	if err := i.f.note("Pull", ref, opt.Insecure, opt.Anonymous); err != nil {
 		return orchestrator.Image{}, err
 	}
 	opt.Progress(orchestrator.Progress{ID: "sha256:aa", Status: "downloading", Done: 512, Total: 1024})

@@ -83,7 +83,9 @@ func (s *Server) imagePull(w http.ResponseWriter, r *http.Request, c api.Caller)
 		}
 	}
 	return s.transfer(w, func(out *lines) ([]orchestrator.Image, error) {
-		image, err := s.Images.Pull(r.Context(), req.Ref, orchestrator.TransferOptions{Insecure: req.Insecure, Progress: progressTo(out)})
+		image, err := s.Images.Pull(r.Context(), req.Ref, orchestrator.TransferOptions{
+			Insecure: req.Insecure, Anonymous: !c.Root(), Progress: progressTo(out),
+		})
 		return []orchestrator.Image{image}, err
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -49,6 +50,8 @@ func TestMain(m *testing.M) {
 		fmt.Println("build", err)
 		_, err = c.Pull(context.Background(), api.RefRequest{Ref: "xfce"}, nil)
 		fmt.Println("pull of a built-in", errors.Is(err, api.ErrForbidden))
+		_, err = c.Pull(context.Background(), api.RefRequest{Ref: "registry.invalid/x:1"}, nil)
+		fmt.Println("pull", err)
 		_, err = c.Up(context.Background(), api.UpRequest{Profile: "xfce", User: "root"}, nil)
 		fmt.Println("up as root", errors.Is(err, api.ErrForbidden))
 		_, err = c.Exec(context.Background(), "mine", api.ExecRequest{Component: "panel", Command: []string{"true"}, Root: true}, execstream.Streams{})
@@ -116,11 +119,27 @@ func TestCallers(t *testing.T) {
 	if got := run(outsider); !strings.Contains(got, `class true user "54321": not allowed to use the daemon`) || strings.Contains(got, "sees") || !strings.Contains(got, join(members)) {
 		t.Errorf("an outsider whom the socket lets in got\n%s", got)
 	}
-	member := "sees mine\nclass false <nil>\nall sessions false 5E:1F\nprune true\nbuild <nil>\npull of a built-in true\nup as root true\nexec as root true\n"
+	member := "sees mine\nclass false <nil>\nall sessions false 5E:1F\nprune true\nbuild <nil>\npull of a built-in true\npull <nil>\nup as root true\nexec as root true\n"
 	for name, cred := range map[string]*syscall.Credential{"primary": {Uid: uid, Gid: uint32(gid)}, "additional": {Uid: uid, Gid: uid, Groups: []uint32{7, uint32(gid)}}} {
 		if got := run(cred); got != member {
 			t.Errorf("a member by %s group got\n%swant\n%s", name, got, member)
 		}
+	}
+	// Root's credentials are root's.
+	if _, err := c.Pull(t.Context(), api.RefRequest{Ref: "registry.invalid/x:1"}, nil); err != nil {
+		t.Error(err)
+	}
+	var pulls []string
+	for _, call := range fake.Calls() {
+		if strings.HasPrefix(call, "Pull ") {
+			pulls = append(pulls, call)
+		}
+	}
+	const insecure, anonymous = false, true
+	asMember := fmt.Sprintf("Pull registry.invalid/x:1 %t %t", insecure, anonymous)
+	asRoot := fmt.Sprintf("Pull registry.invalid/x:1 %t %t", insecure, !anonymous)
+	if want := []string{asMember, asMember, asRoot}; !slices.Equal(pulls, want) {
+		t.Errorf("pulls of two members and of root: %q; want %q", pulls, want)
 	}
 }
 
