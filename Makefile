@@ -91,19 +91,15 @@ run: build
 	tools/deps run
 	bin/berth up xfce $(UPFLAGS)
 
-# The tests with real sessions share one root, whose images are built while the other tests run already; it stays, as a
-# cache for the next run, until make clean. gotestsum (tools/test/go.mod) counts at the end what passed, failed and was
-# skipped, with the reason.
-TEST_ROOT   ?= /var/tmp/berth-test
-TEST_IMAGES := $(shell cat test/images.txt)
+# The tests with real sessions share one root; it stays, as a cache for the next run, until make clean. gotestsum
+# (tools/test/go.mod) counts at the end what passed, failed and was skipped, with the reason.
+TEST_ROOT ?= /var/tmp/berth-test
 
 test: build
 	tools/deps run test
 	$(GO) build -C tools/test -o ../../build/gotestsum gotest.tools/gotestsum
-	(bin/berth --root $(TEST_ROOT) image build $(TEST_IMAGES) >build/images.log 2>&1 || true) & images=$$!; \
-	BERTH_TEST_ROOT=$(TEST_ROOT) BERTH_LIBEXEC=$(CURDIR)/libexec PATH="$$(dirname "$$(tools/go --path)"):$$PATH" \
-		build/gotestsum --format pkgname-and-test-fails --hide-summary=output -- -timeout 60m $(TESTFLAGS) $(PKGS); \
-		wait $$images
+	BERTH_TEST_ROOT=$(TEST_ROOT) BERTH_LIBEXEC=$(CURDIR)/libexec \
+		PATH="$$(dirname "$$(tools/go --path)"):$$PATH" tools/runtests $(PKGS) -- $(TESTFLAGS)
 
 bench: build
 	tools/deps run
@@ -135,6 +131,7 @@ uninstall:
 	rm -rf $(DESTDIR)$(PREFIX)/libexec/berth $(DESTDIR)$(PREFIX)/share/doc/berth
 
 clean:
-	if [ -d $(TEST_ROOT) ]; then rm -rf --one-file-system $(TEST_ROOT); fi
+	tools/end-root --sessions $(TEST_ROOT)
+	rm -rf --one-file-system $(TEST_ROOT)
 	rm -rf bin libexec build assets/web/node_modules
 	find assets/web/dist -mindepth 1 ! -name .placeholder -delete

@@ -34,12 +34,18 @@ func TestMain(m *testing.M) {
 	os.Exit(run(m))
 }
 
-func run(m *testing.M) int {
+func run(m *testing.M) (code int) {
 	var err error
 	if inst, err = berthtest.New(); err != nil {
 		fmt.Fprintln(os.Stderr, "the tests with real sessions cannot run:", err)
 		return 1
 	}
+	defer func() {
+		if err := inst.StopDaemon(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = max(code, 1)
+		}
+	}()
 	_, file, _, _ := runtime.Caller(0)
 	pictures = filepath.Join(filepath.Dir(filepath.Dir(file)), "build", "pictures")
 	if err := os.MkdirAll(pictures, 0o755); err != nil {
@@ -62,12 +68,7 @@ func run(m *testing.M) int {
 			return 1
 		}
 	}
-	code := m.Run()
-	if err := inst.StopDaemon(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	return code
+	return m.Run()
 }
 
 // screen connects to a session's display.
