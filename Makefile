@@ -113,6 +113,7 @@ lint: | build-deps
 	$(GO) build -C tools/lint -o ../../build/staticcheck honnef.co/go/tools/cmd/staticcheck
 	PATH="$$(dirname "$$(tools/go --path)"):$$PATH" build/staticcheck $(PKGS)
 
+# Without DESTDIR it is this host that Berth is installed on: it gets the group, and systemd is told.
 .PHONY: install uninstall clean
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/berth \
@@ -124,11 +125,24 @@ install: build
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/berth.service
 	install -m 0644 assets/systemd/berth.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/berth.conf
 	install -m 0644 assets/config.toml README.md $(DESTDIR)$(PREFIX)/share/doc/berth/
+	if [ -n "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ]; then exit; fi; \
+	if [ -d /run/systemd/system ]; then \
+		systemd-sysusers $(PREFIX)/lib/sysusers.d/berth.conf; \
+		systemctl daemon-reload; \
+	else \
+		groupadd -rf berth; \
+	fi
 
 uninstall:
+	if [ -n "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ]; then exit; fi; \
+	if [ -d /run/systemd/system ] && systemctl cat berth >/dev/null 2>&1; then systemctl disable --now berth; fi; \
+	if $(PREFIX)/bin/berth ls >/dev/null 2>&1; then $(PREFIX)/bin/berth daemon stop; fi
 	rm -f $(DESTDIR)$(PREFIX)/bin/berth $(DESTDIR)$(PREFIX)/lib/systemd/system/berth.service \
 		$(DESTDIR)$(PREFIX)/lib/sysusers.d/berth.conf
 	rm -rf $(DESTDIR)$(PREFIX)/libexec/berth $(DESTDIR)$(PREFIX)/share/doc/berth
+	if [ -n "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ]; then exit; fi; \
+	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; \
+	echo "/var/lib/berth (images, homes), /etc/berth, group berth and sessions that run stay"
 
 clean:
 	tools/end-root --sessions $(TEST_ROOT)

@@ -192,3 +192,110 @@ func TestEndRoot(t *testing.T) {
 		})
 	}
 }
+
+// TestInstall installs what is no program at all, and takes it away again.
+func TestInstall(t *testing.T) {
+	top, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := []string{"groupadd -rf berth"}
+	gone := []string{"berth ls", "berth daemon stop"}
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		host = []string{"systemd-sysusers PREFIX/lib/sysusers.d/berth.conf", "systemctl daemon-reload"}
+		gone = []string{"systemctl cat berth", "systemctl disable --now berth", "berth ls", "berth daemon stop", "systemctl daemon-reload"}
+	}
+	for _, tt := range []struct {
+		name             string
+		destdir          bool
+		uid              string
+		install, removal []string // what is done to the host
+	}{
+		{name: "host", uid: "0", install: host, removal: gone},
+		{name: "package", uid: "0", destdir: true},
+		{name: "home_of_a_user", uid: "1000"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, bin := t.TempDir(), t.TempDir()
+			log := filepath.Join(bin, "log")
+			write := func(name, text string) {
+				t.Helper()
+				if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(name, []byte(text), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			note := "#!/bin/sh\necho ${0##*/} $* >>" + log + "\n"
+			for _, name := range []string{"systemctl", "systemd-sysusers", "groupadd"} {
+				write(filepath.Join(bin, name), note)
+			}
+			write(filepath.Join(bin, "id"), "#!/bin/sh\necho "+tt.uid+"\n")
+			for _, name := range []string{"Makefile", "README.md", "assets", "tools"} {
+				if err := os.Symlink(filepath.Join(top, name), filepath.Join(dir, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			write(filepath.Join(dir, "bin/berth"), note)
+			for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", "buildkitd", "ptp", "loopback", "host-local", "berth-anchor"} {
+				write(filepath.Join(dir, "libexec", name), name)
+			}
+			prefix, destdir := filepath.Join(t.TempDir(), "usr"), ""
+			at := prefix
+			if tt.destdir {
+				destdir = t.TempDir()
+				at = destdir + prefix
+			}
+			run := func(target string) (calls []string, out string) {
+				t.Helper()
+				cmd := exec.Command("make", "-s", "-o", "build", target, "PREFIX="+prefix, "DESTDIR="+destdir)
+				cmd.Dir, cmd.Env = dir, append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "MAKEFLAGS=", "MAKELEVEL=")
+				text, err := cmd.CombinedOutput()
+				if err != nil {
+					t.Fatalf("make %s: %v\n%s", target, err, text)
+				}
+				b, err := os.ReadFile(log)
+				if errors.Is(err, os.ErrNotExist) {
+					return nil, string(text)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Remove(log); err != nil {
+					t.Fatal(err)
+				}
+				return strings.Split(strings.TrimSpace(strings.ReplaceAll(string(b), prefix, "PREFIX")), "\n"), string(text)
+			}
+			calls, _ := run("install")
+			if d := cmp.Diff(tt.install, calls); d != "" {
+				t.Errorf("done to the host by install (-want +got):\n%s", d)
+			}
+			for _, name := range []string{"bin/berth", "libexec/berth/runc", "libexec/berth/berth-anchor", "lib/sysusers.d/berth.conf"} {
+				if _, err := os.Stat(filepath.Join(at, name)); err != nil {
+					t.Error(err)
+				}
+			}
+			unit, err := os.ReadFile(filepath.Join(at, "lib/systemd/system/berth.service"))
+			if err != nil || !strings.Contains(string(unit), "\nExecStart="+prefix+"/bin/berth daemon\n") {
+				t.Errorf("unit: %v\n%s", err, unit)
+			}
+			calls, out := run("uninstall")
+			if d := cmp.Diff(tt.removal, calls); d != "" {
+				t.Errorf("done to the host by uninstall (-want +got):\n%s", d)
+			}
+			if says := strings.Contains(out, "/var/lib/berth"); says != (tt.removal != nil) {
+				t.Errorf("uninstall says %q", out)
+			}
+			err = filepath.WalkDir(at, func(p string, e os.DirEntry, err error) error {
+				if err == nil && !e.IsDir() {
+					t.Errorf("left: %s", p)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
