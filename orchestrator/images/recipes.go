@@ -17,6 +17,7 @@ import (
 
 	"berth/assets"
 	"berth/orchestrator"
+	"berth/profiles"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -336,6 +337,15 @@ func (b *book) names() []string {
 	return out
 }
 
+// unknown is the error that name is no target's.
+func (b *book) unknown(name string) error {
+	hint := ""
+	if near := profiles.Nearest(recipeOf(name), b.names()); near != "" {
+		hint = fmt.Sprintf("did you mean %q? ", near)
+	}
+	return fmt.Errorf("image %q: recipe: %w; %sknown are %s", name, orchestrator.ErrNotFound, hint, strings.Join(b.names(), ", "))
+}
+
 // closure returns the named targets and everything they stand on, parents first.
 func (b *book) closure(names []string) ([]*target, error) {
 	var out []*target
@@ -354,7 +364,7 @@ func (b *book) closure(names []string) ([]*target, error) {
 	for _, n := range names {
 		t, ok := b.targets[n]
 		if !ok {
-			return nil, fmt.Errorf("image %q: recipe: %w; known are %s", n, orchestrator.ErrNotFound, strings.Join(b.names(), ", "))
+			return nil, b.unknown(n)
 		}
 		visit(t)
 	}

@@ -8,7 +8,10 @@ import (
 	"testing/fstest"
 
 	"berth/assets"
+	"berth/internal/paths"
 	"berth/orchestrator"
+	"berth/orchestrator/fake"
+	"berth/session/api"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -175,6 +178,37 @@ func TestBuiltinRecipes(t *testing.T) {
 		if x.recipe.description == "" {
 			t.Errorf("recipe %s lacks a description", x.recipe.name)
 		}
+	}
+}
+
+// A misspelt name of a built-in image is no image of a registry's.
+func TestUnknownRecipe(t *testing.T) {
+	engine := fake.New()
+	if err := engine.AddImage(fake.ImageSpec{Ref: "localhost/berth/imported:latest"}); err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Options{Layout: paths.Layout{Run: t.TempDir()}, Recipes: testRecipes(), UserRecipes: t.TempDir(), Store: engine.Connect().Images()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"berth/aa", "berth/aa:latest", "localhost/berth/aa:latest"} {
+		_, ensure := s.Ensure(t.Context(), []string{name}, api.EnsureOptions{}, nil)
+		_, pull := s.Pull(t.Context(), name, orchestrator.TransferOptions{})
+		for what, err := range map[string]error{"Ensure": ensure, "Pull": pull} {
+			if !errors.Is(err, orchestrator.ErrNotFound) || !strings.Contains(err.Error(), `did you mean "a"? known are a, a-13`) {
+				t.Errorf("%s(%s) = %v; want ErrNotFound that lists the recipes", what, name, err)
+			}
+		}
+	}
+	if _, err := s.Pull(t.Context(), "berth/a:other", orchestrator.TransferOptions{}); !errors.Is(err, orchestrator.ErrNotFound) {
+		t.Errorf("Pull of a recipe's other tag = %v; want ErrNotFound", err)
+	}
+	if _, err := s.Pull(t.Context(), "berth/a", orchestrator.TransferOptions{}); !errors.Is(err, orchestrator.ErrInvalid) || !strings.Contains(err.Error(), "berth image build") {
+		t.Errorf("Pull of a recipe = %v; want ErrInvalid that says what to do", err)
+	}
+	refs, err := s.Ensure(t.Context(), []string{"berth/imported"}, api.EnsureOptions{}, nil)
+	if err != nil || refs["berth/imported"] != "localhost/berth/imported:latest" {
+		t.Errorf("Ensure of an imported image = %v, %v", refs, err)
 	}
 }
 

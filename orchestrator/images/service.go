@@ -224,9 +224,12 @@ func (s *Service) Ensure(ctx context.Context, names []string, opt api.EnsureOpti
 		t, ok := b.targets[recipeOf(n)]
 		if !ok {
 			_, err := s.store.Get(ctx, ref)
-			if errors.Is(err, orchestrator.ErrNotFound) {
+			switch {
+			case errors.Is(err, orchestrator.ErrNotFound) && strings.HasPrefix(ref, prefix):
+				return nil, b.unknown(n) // no registry has it
+			case errors.Is(err, orchestrator.ErrNotFound):
 				pull = append(pull, ref)
-			} else if err != nil {
+			case err != nil:
 				return nil, err
 			}
 			continue
@@ -263,11 +266,18 @@ func (s *Service) List(ctx context.Context) ([]orchestrator.Image, error) { retu
 
 // Pull implements api.Images.
 func (s *Service) Pull(ctx context.Context, ref string, opt orchestrator.TransferOptions) (orchestrator.Image, error) {
-	full, err := s.Resolve(ref)
+	b, err := s.book()
+	if err != nil {
+		return orchestrator.Image{}, err
+	}
+	full, err := resolve(b, ref)
 	if err != nil {
 		return orchestrator.Image{}, err
 	}
 	if strings.HasPrefix(full, prefix) {
+		if b.targets[recipeOf(ref)] == nil {
+			return orchestrator.Image{}, b.unknown(ref)
+		}
 		return orchestrator.Image{}, fmt.Errorf("image %q: %w: it is built here, not pulled; use `berth image build`", ref, orchestrator.ErrInvalid)
 	}
 	img, err := s.store.Pull(ctx, full, opt)
