@@ -299,8 +299,14 @@ func releaseSources(host []aptSource, release string, origin func(uri, suite str
 					skipped = append(skipped, uri)
 					continue
 				}
-				if !isDebian(s, uri, origin(uri, suite)) {
+				public, secret := withoutLogin(uri)
+				if !isDebian(s, public, origin(public, suite)) {
 					continue
+				}
+				if secret {
+					return nil, fmt.Errorf("base debian:%s: %w: apt's source %s has a user name or password in it, which everybody who has "+
+						"an image could read; set images.sources in the configuration to a mirror without, or to a proxy that logs in",
+						release, orchestrator.ErrUnavailable, public)
 				}
 				u := t
 				u.URIs, u.Suites = []string{uri}, []string{release + suffix}
@@ -325,6 +331,23 @@ func releaseSources(host []aptSource, release string, origin func(uri, suite str
 			"add one to /etc/apt/sources.list or set images.sources in the configuration", release, orchestrator.ErrUnavailable, hint)
 	}
 	return out, nil
+}
+
+// withoutLogin cuts `user:password@` out of a URI and tells whether it was there.
+func withoutLogin(uri string) (string, bool) {
+	scheme, rest, ok := strings.Cut(uri, "://")
+	if !ok {
+		return uri, false
+	}
+	host, path, slash := strings.Cut(rest, "/")
+	i := strings.LastIndexByte(host, '@')
+	if i < 0 {
+		return uri, false
+	}
+	if uri = scheme + "://" + host[i+1:]; slash {
+		uri += "/" + path
+	}
+	return uri, true
 }
 
 // splitSuite splits "bookworm-updates" and the older form "buster/updates".

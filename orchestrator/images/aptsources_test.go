@@ -162,6 +162,50 @@ func TestReleaseSourcesNone(t *testing.T) {
 	}
 }
 
+// What is in a source is in every base made from it, so passwords must not be in one.
+func TestReleaseSourcesWithLogin(t *testing.T) {
+	for _, tt := range []struct {
+		name, in, refused string
+	}{
+		{name: "password", in: "deb https://ann:swordfish@m.invalid/debian bookworm main", refused: "https://m.invalid/debian"},
+		{name: "token", in: "deb http://swordfish@m.invalid:8080 bookworm main", refused: "http://m.invalid:8080"},
+		{name: "at_in_password", in: "deb https://ann:sword@fish@m.invalid/debian/ bookworm main", refused: "https://m.invalid/debian/"},
+		{name: "behind_another_method", in: "deb mirror+https://ann:swordfish@m.invalid/debian bookworm main", refused: "mirror+https://m.invalid/debian"},
+		{name: "of_updates_only", refused: "https://m.invalid/debian",
+			in: "deb http://m.invalid/debian bookworm main\ndeb https://ann:swordfish@m.invalid/debian bookworm-updates main"},
+		{name: "at_in_path", in: "deb http://m.invalid/a@b/debian bookworm main"},
+		{name: "of_somebody_else", in: "deb http://m.invalid/debian bookworm main\ndeb https://ann:swordfish@m.invalid/tools bookworm main"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			all, err := parseSources("x.list", []byte(tt.in))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := releaseSources(all, "bookworm", func(uri, _ string) string {
+				if strings.HasSuffix(uri, "/tools") {
+					return "Somebody"
+				}
+				return "Debian"
+			})
+			if strings.Contains(formatDeb822(got), "swordfish") {
+				t.Errorf("the password is in the sources:\n%s", formatDeb822(got))
+			}
+			if tt.refused == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if !errors.Is(err, orchestrator.ErrUnavailable) || !strings.Contains(err.Error(), " "+tt.refused+" ") || !strings.Contains(err.Error(), "images.sources") {
+				t.Errorf("error %v; want ErrUnavailable that names %s and says what to do", err, tt.refused)
+			}
+			if err != nil && (strings.Contains(err.Error(), "fish") || strings.Contains(err.Error(), "ann")) {
+				t.Errorf("the error tells the password: %v", err)
+			}
+		})
+	}
+}
+
 func FuzzParseSources(f *testing.F) {
 	for name, file := range host {
 		f.Add(name, string(file.Data))
