@@ -30,7 +30,7 @@ export GOWORK  := off
 # Upstream's programs, unmodified, at the versions tools/engine/go.mod pins. They are rebuilt when one is missing or when
 # the pins or the way they are built (tools/engine/*) have changed in content, not in time: the stamp's name is a digest.
 
-ENGINE := containerd containerd-shim-runc-v2 runc buildkitd ptp loopback host-local
+ENGINE := containerd containerd-shim-runc-v2 runc buildkitd ptp host-local
 ENGINE_PINS  := $(shell cat tools/engine/go.mod tools/engine/go.sum tools/engine/build | sha256sum | cut -c1-16)
 ENGINE_STAMP := libexec/.engine-$(ENGINE_PINS)
 ifneq ($(words $(wildcard $(ENGINE:%=libexec/%))),$(words $(ENGINE)))

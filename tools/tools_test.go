@@ -238,7 +238,7 @@ func TestInstall(t *testing.T) {
 				}
 			}
 			write(filepath.Join(dir, "bin/berth"), note)
-			for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", "buildkitd", "ptp", "loopback", "host-local", "berth-anchor"} {
+			for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", "buildkitd", "ptp", "host-local", "berth-anchor"} {
 				write(filepath.Join(dir, "libexec", name), name)
 			}
 			prefix, destdir := filepath.Join(t.TempDir(), "usr"), ""

@@ -152,7 +152,7 @@ func (c *checker) root() {
 }
 
 // programs of Libexec that every engine of our own needs.
-var programs = []string{"containerd", "containerd-shim-runc-v2", "runc", "buildkitd", "ptp", "host-local", "loopback", "berth-anchor"}
+var programs = []string{"containerd", "containerd-shim-runc-v2", "runc", "buildkitd", "ptp", "host-local", "berth-anchor"}
 
 func (c *checker) programs() {
 	var missing []string
