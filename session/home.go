@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/internal/revert"
+	"berth/internal/rmtree"
 	"berth/orchestrator"
 	"berth/session/api"
 )
@@ -76,7 +77,7 @@ func (s *session) makeHome(ctx context.Context, undo *revert.Stack) (err error) 
 	if err := os.Mkdir(fresh, 0o700); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(fresh)) }() // nothing is there once it has its name
+	defer func() { err = errors.Join(err, rmtree.Remove(fresh)) }() // nothing is there once it has its name
 	if err := s.fillHome(ctx, fresh); err != nil {
 		return err
 	}
@@ -189,7 +190,7 @@ func (m *Manager) dropVolume(own *session, uid int, name string) error {
 	if err != nil {
 		return fmt.Errorf("home volume %q: %w", name, err)
 	}
-	return removeTree(gone)
+	return rmtree.Remove(gone)
 }
 
 // removeVolume deletes the home volume of c's that is called name; for root, the only one of that name, whoever's it is.
@@ -228,7 +229,7 @@ func (m *Manager) clearHomes() error {
 	}
 	more, err := filepath.Glob(filepath.Join(m.opt.Layout.State, "ephemeral", unfinishedHome+"*"))
 	for _, dir := range append(left, more...) {
-		err = errors.Join(err, removeTree(dir))
+		err = errors.Join(err, rmtree.Remove(dir))
 	}
 	return err
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"berth/internal/paths"
+	"berth/internal/rmtree"
 	"berth/orchestrator"
 	"berth/orchestrator/fake"
 	"berth/profiles"
@@ -422,7 +423,7 @@ func TestEveryStepCanFail(t *testing.T) {
 					if err := b.m.Stop(context.Background(), root, "duo"); err != nil {
 						t.Error(err)
 					}
-					removeTree(b.layout.Volumes())
+					rmtree.Remove(b.layout.Volumes())
 				} else if how == "fails" && !errors.Is(err, boom) {
 					t.Errorf("%s failed, up said: %v", hit, err)
 				}

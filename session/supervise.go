@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"berth/internal/rmtree"
 	"berth/orchestrator"
 	"berth/session/api"
 )
@@ -357,7 +358,7 @@ func (s *session) remove(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	if s.rec.Plan.Home.Kind == "ephemeral" {
-		if err := removeTree(s.ephemeralHome()); err != nil {
+		if err := rmtree.Remove(s.ephemeralHome()); err != nil {
 			errs = append(errs, err)
 		}
 	}

@@ -503,13 +503,6 @@ func ownerOf(path string) (int, error) {
 	return int(fi.Sys().(*syscall.Stat_t).Uid), nil
 }
 
-func removeTree(dir string) error {
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("directory %q: %w", dir, err)
-	}
-	return nil
-}
-
 // password makes a VNC password: VNC authentication uses 8 characters (RFC 6143, 7.2.2). No letter looks like another.
 func password() string {
 	const letters = "abcdefghijkmnpqrstuvwxyz23456789" // 32: five bits each

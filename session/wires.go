@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/internal/revert"
+	"berth/internal/rmtree"
 )
 
 // wires is the directory of one session on the host: a tmpfs of its own, so that a session that fills it hurts nobody
@@ -127,7 +128,7 @@ func (w wires) remove() error {
 			return fmt.Errorf("session directory %q: unmount: %w", w.dir, err)
 		}
 	}
-	if err := os.RemoveAll(w.dir); err != nil {
+	if err := rmtree.Remove(w.dir); err != nil {
 		return fmt.Errorf("session directory %q: %w", w.dir, err)
 	}
 	return nil

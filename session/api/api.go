@@ -122,7 +122,7 @@ func (e *Error) Error() string { return e.Message }
 // Event is one server-sent event.
 type Event struct {
 	Time      time.Time `json:"time"`
-	Type      string    `json:"type"` // session.starting, session.running, session.degraded, session.stopped, session.failed, component.starting, component.ready, component.exited, component.backoff, component.failed, image.built, image.pulled, image.removed
+	Type      string    `json:"type"` // session.starting, session.running, session.degraded, session.failed, session.stopping, session.stopped, component.starting, component.ready, component.exited, component.backoff, component.failed, image.built, image.pulled, image.removed
 	Session   string    `json:"session,omitempty"`
 	Component string    `json:"component,omitempty"`
 	Message   string    `json:"message,omitempty"`
