@@ -13,7 +13,6 @@ import (
 type masquerade struct {
 	name   string // of the table, or the rule's comment
 	subnet string
-	added  bool
 }
 
 // table is what is fed to nft(8). Adding it again replaces it.
@@ -34,10 +33,8 @@ func (m *masquerade) rule() []string {
 	return []string{"POSTROUTING", "-s", m.subnet, "!", "-d", m.subnet, "-m", "comment", "--comment", m.name, "-j", "MASQUERADE"}
 }
 
+// add may be called again, and is, for each pod: whoever reloads the host's firewall takes what is not in its own files.
 func (m *masquerade) add() error {
-	if m.added {
-		return nil
-	}
 	nftErr := nft(m.table())
 	if nftErr != nil {
 		if iptables("-C", m.rule()) != nil {
@@ -47,13 +44,11 @@ func (m *masquerade) add() error {
 			}
 		}
 	}
-	m.added = true
 	return nil
 }
 
 // remove removes what add of this or an earlier process made.
 func (m *masquerade) remove() error {
-	m.added = false
 	if _, err := exec.LookPath("nft"); err == nil {
 		// Declared first, so that deleting it succeeds in any case.
 		if nft(fmt.Sprintf("table ip %[1]s\ndelete table ip %[1]s\n", m.name)) == nil {
