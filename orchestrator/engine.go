@@ -181,6 +181,8 @@ type Pod struct {
 	Running   bool // the anchor lives
 	AnchorPID int  // in the host's PID namespace
 	IP        string
+	// NetworkError tells why a pod with NetworkNAT has no network; "" while it is being connected and when it is.
+	NetworkError string
 }
 
 // ContainerSpec describes a container.

@@ -780,6 +780,16 @@ func TestFailedSession(t *testing.T) {
 	b.clean()
 }
 
+func TestFailedNetworkIsShown(t *testing.T) {
+	b := newBed(t, chain()...)
+	b.up(api.UpRequest{Name: "s"})
+	const why = "network plugin: no address left"
+	b.engine.FailNetwork(b.pods()[0].ID, why)
+	if s, err := b.m.Session(t.Context(), root, "s"); err != nil || s.NetworkError != why || s.IP != "" {
+		t.Errorf("got address %q, network error %q, %v", s.IP, s.NetworkError, err)
+	}
+}
+
 func TestUnfinishedStartIsClearedAway(t *testing.T) {
 	b := newBed(t, chain()...)
 	b.m.Close()

@@ -300,7 +300,7 @@ func (s *session) addUsage(ctx context.Context, d *api.Session) {
 	}
 	// The pod's network may come up after the pod.
 	if pod, err := s.m.opt.Engine.Pod(ctx, s.id); err == nil {
-		d.IP = pod.IP
+		d.IP, d.NetworkError = pod.IP, pod.NetworkError
 	}
 	now := time.Now()
 	s.mu.Lock()

@@ -84,6 +84,10 @@ func (c *CLI) printSession(s api.Session, fingerprint string) error {
 	if s.Error != "" {
 		state += ": " + s.Error
 	}
+	address := s.IP
+	if s.NetworkError != "" {
+		address = "none: " + s.NetworkError
+	}
 	rows := [][]string{
 		{"name", s.Name}, {"id", s.ID}, {"profile", s.Profile}, {"state", state},
 		{"user", fmt.Sprintf("%s (%d)", s.User, s.UID)},
@@ -93,7 +97,7 @@ func (c *CLI) printSession(s api.Session, fingerprint string) error {
 		{"audio", s.Audio.Server},
 		{"bus", s.Bus.Address},
 		{"web", s.Remote.Web}, {"vnc", s.Remote.VNC}, {"password", s.Remote.Password},
-		{"home", s.Home}, {"address", s.IP},
+		{"home", s.Home}, {"address", address},
 	}
 	for i, row := range rows {
 		rows[i] = []string{row[0], dash(row[1])}

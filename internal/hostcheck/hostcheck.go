@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 
+	"berth/internal/firewall"
 	"berth/internal/paths"
 	"berth/orchestrator"
 )
@@ -60,6 +61,8 @@ type Host struct {
 	TryVeth func() error
 	// TryNAT has the program, nft or iptables, set up masquerading in a network namespace of its own.
 	TryNAT func(program string) error
+	// Forwarding tells who drops packets that this host would forward.
+	Forwarding func() firewall.Drops
 	// Cgroup2 tells whether path is the root of a mounted version 2 hierarchy.
 	Cgroup2 func(path string) bool
 }
@@ -88,6 +91,7 @@ func Check(h Host, o Options) []Finding {
 	c.rootMount()
 	c.seccomp()
 	c.network()
+	c.forwarding()
 	c.disk()
 	c.builds()
 	return c.found
@@ -406,6 +410,25 @@ func (c *checker) network() {
 	}
 	c.warn(check, "no NAT, so sessions with network = \"nat\" are offline: "+strings.Join(tried, "; "),
 		"apt-get install iptables; and the kernel needs netfilter's NAT (modprobe iptable_nat or nft_masq)")
+}
+
+// forwarding looks at the firewall: an answer to what a session asks of the network is forwarded to it.
+func (c *checker) forwarding() {
+	const check = "forwarding"
+	if c.EUID != 0 {
+		return
+	}
+	drops := c.Forwarding()
+	for _, who := range drops.Others {
+		c.warn(check, who+" of nftables drops what it does not know, so sessions with network = \"nat\" may be offline",
+			fmt.Sprintf("accept there what comes from the sessions' subnet, which %s names after the first session, and what returns to it", c.Layout.Subnet()))
+	}
+	switch {
+	case drops.IPTables:
+		c.ok(check, "dropped by iptables; rules with the comment %s except the sessions' subnet while there are any", c.Layout.Instance())
+	case len(drops.Others) == 0:
+		c.ok(check, "nothing drops it")
+	}
 }
 
 // Sizes below which disk space is worth a word, in bytes: one desktop image takes about 1.5 GiB to build.

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/mountinfo"
 
+	"berth/internal/firewall"
 	"berth/internal/paths"
 	"berth/orchestrator"
 )
@@ -55,6 +56,7 @@ func good() (Host, map[string]string) {
 		TryOverlay: func(string) error { return nil },
 		TryVeth:    func() error { return nil },
 		TryNAT:     func(string) error { return nil },
+		Forwarding: func() firewall.Drops { return firewall.Drops{} },
 		Cgroup2:    func(path string) bool { return path == "/sys/fs/cgroup" },
 	}, files
 }
@@ -153,6 +155,14 @@ func TestCheck(t *testing.T) {
 		}, want: []string{
 			"warning network: no NAT, so sessions with network = \"nat\" are offline: iptables: exit status 3; nft is not installed" +
 				" -> apt-get install iptables; and the kernel needs netfilter's NAT (modprobe iptable_nat or nft_masq)"}},
+		{name: "forwarding_docker", change: func(h *Host, _ map[string]string) {
+			h.Forwarding = func() firewall.Drops { return firewall.Drops{IPTables: true} }
+		}},
+		{name: "forwarding_nft", change: func(h *Host, _ map[string]string) {
+			h.Forwarding = func() firewall.Drops { return firewall.Drops{Others: []string{"table inet filter, chain forward"}} }
+		}, want: []string{
+			"warning forwarding: table inet filter, chain forward of nftables drops what it does not know, so sessions with network = \"nat\" may be offline" +
+				" -> accept there what comes from the sessions' subnet, which /var/lib/berth/cni/subnet names after the first session, and what returns to it"}},
 		{name: "disk_full", change: func(h *Host, _ map[string]string) {
 			h.FileSystem = func(string) (FileSystem, error) { return FileSystem{"ext4", 100 << 20, 1e6, true}, nil }
 		}, want: []string{
@@ -235,7 +245,7 @@ func TestThisHost(t *testing.T) {
 	}
 	want := []string{"root", "programs", "cgroups", "namespaces", "mounts", "seccomp", "disk", "builds"}
 	if h.EUID == 0 {
-		want = append(want, "snapshotter", "network")
+		want = append(want, "snapshotter", "network", "forwarding")
 	}
 	for _, check := range want {
 		if !seen[check] {

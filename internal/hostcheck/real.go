@@ -2,6 +2,7 @@ package hostcheck
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"berth/internal/firewall"
 	"berth/internal/rmtree"
 )
 
@@ -28,6 +30,7 @@ func Real() Host {
 		TryOverlay: tryOverlay,
 		TryVeth:    tryVeth,
 		TryNAT:     tryNAT,
+		Forwarding: func() firewall.Drops { return firewall.Forwarding(context.Background()) },
 		Cgroup2: func(path string) bool {
 			var st unix.Statfs_t
 			return unix.Statfs(path, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC

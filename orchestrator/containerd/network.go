@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"berth/internal/atomicfile"
+	"berth/internal/firewall"
 	"berth/orchestrator"
 
 	"github.com/containernetworking/cni/libcni"
@@ -23,9 +24,9 @@ import (
 // network connects pods through CNI plugins (https://www.cni.dev/docs/spec/): a veth pair with the plugin ptp, an address
 // from the instance's subnet with host-local. The runtime brings up loopback itself.
 //
-// One rule masquerades the whole subnet; it comes with the first pod and goes with the last. (The plugin's own
-// masquerading adds a rule per pod, and leaves it for good when the pod's namespace ends before the plugin is asked to
-// remove it, which is what the death of an anchor is.)
+// The host's firewall is opened for the whole subnet, once; that comes with the first pod and goes with the last. (The
+// plugin's own masquerading adds a rule per pod, and leaves it for good when the pod's namespace ends before the plugin is
+// asked to remove it, which is what the death of an anchor is.)
 //
 // Nothing waits for it: it takes longer than a display server needs to start, and most of a desktop never asks for it.
 type network struct {
@@ -34,7 +35,7 @@ type network struct {
 	cni    *libcni.CNIConfig
 	conf   sync.Mutex
 	list   *libcni.NetworkConfigList // guarded by conf, like all up to mu
-	masq   *masquerade
+	wall   firewall.Subnet
 	joins  int // pods being connected
 
 	mu   sync.Mutex
@@ -44,7 +45,6 @@ type network struct {
 type netJob struct {
 	cancel context.CancelFunc
 	done   chan struct{}
-	err    error // set when done is closed
 }
 
 const podInterface = "eth0"
@@ -73,14 +73,18 @@ func (n *network) start(pod string, anchor int, mode orchestrator.NetworkMode) {
 		if err == nil {
 			err = n.e.setExtension(ctx, pod, extNet, []byte(ip))
 		}
-		if job.err = err; err != nil && ctx.Err() == nil {
-			n.e.log.Warn("pod has no network", "pod", pod, "error", err)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		n.e.log.Warn("pod has no network", "pod", pod, "error", err)
+		if err := n.e.setExtension(ctx, pod, extNetErr, []byte(err.Error())); err != nil {
+			n.e.log.Warn("cannot record that a pod has no network", "pod", pod, "error", err)
 		}
 	}()
 }
 
 func (n *network) connect(ctx context.Context, pod, netns string) (ip string, err error) {
-	list, err := n.join()
+	list, err := n.join(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -128,7 +132,7 @@ func (n *network) remove(ctx context.Context, pod string) error {
 	n.mu.Lock()
 	delete(n.jobs, pod)
 	n.mu.Unlock()
-	return n.leave()
+	return n.leave(ctx)
 }
 
 // used tells whether the pod was ever connected, or may have been.
@@ -147,22 +151,22 @@ func (n *network) used(ctx context.Context, pod string) (bool, error) {
 }
 
 // join prepares the host for one more pod. The caller counts joins down again when the pod has its address.
-func (n *network) join() (*libcni.NetworkConfigList, error) {
+func (n *network) join(ctx context.Context) (*libcni.NetworkConfigList, error) {
 	n.conf.Lock()
 	defer n.conf.Unlock()
 	list, err := n.config()
 	if err != nil {
 		return nil, err
 	}
-	if err := n.masq.add(); err != nil {
+	if err := n.wall.Open(ctx); err != nil {
 		return nil, err
 	}
 	n.joins++
 	return list, nil
 }
 
-// leave removes the masquerading when no pod has an address any more.
-func (n *network) leave() error {
+// leave closes the firewall again when no pod has an address any more.
+func (n *network) leave(ctx context.Context) error {
 	n.conf.Lock()
 	defer n.conf.Unlock()
 	if n.joins > 0 {
@@ -178,7 +182,7 @@ func (n *network) leave() error {
 			return nil
 		}
 	}
-	return n.masq.remove()
+	return n.wall.Close(ctx)
 }
 
 // addresses is host-local's directory.
@@ -193,7 +197,7 @@ func (n *network) config() (*libcni.NetworkConfigList, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.masq = &masquerade{name: n.e.layout.Instance(), subnet: subnet}
+	n.wall = firewall.Subnet{Name: n.e.layout.Instance(), Net: subnet}
 	n.list, err = libcni.ConfListFromBytes([]byte(networkConfig(n.e.layout.Instance(), subnet, n.addresses())))
 	return n.list, err
 }

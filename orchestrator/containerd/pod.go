@@ -39,6 +39,8 @@ const (
 	extSpec = "berth.spec"
 	extData = "berth.data"
 	extNet  = "berth.net"
+	// extNetErr tells why a pod could not be connected.
+	extNetErr = "berth.net.error"
 
 	anchorProgram = "berth-anchor"
 	anchorCgroup  = "_anchor" // no container can be called so
@@ -306,6 +308,9 @@ func (e *Engine) podStatus(ctx context.Context, sb sandbox.Sandbox) (orchestrato
 	}
 	if x := sb.Extensions[extNet]; x != nil {
 		pod.IP = string(x.GetValue())
+	}
+	if x := sb.Extensions[extNetErr]; x != nil {
+		pod.NetworkError = string(x.GetValue())
 	}
 	t, err := e.task(ctx, sb.ID)
 	if err != nil {

@@ -202,11 +202,8 @@ func TestFreeSubnet(t *testing.T) {
 	}
 }
 
-func TestNetworkTexts(t *testing.T) {
+func TestNetworkConfig(t *testing.T) {
 	golden(t, "cni.json", []byte(networkConfig("berth-1a2b3c", "10.200.0.0/16", "/state/cni/addresses")+"\n"))
-	m := &masquerade{name: "berth-1a2b3c", subnet: "10.200.0.0/16"}
-	golden(t, "masquerade.nft", []byte(m.table()))
-	golden(t, "masquerade.iptables", []byte(strings.Join(m.rule(), " ")+"\n"))
 }
 
 func TestTrimLog(t *testing.T) {

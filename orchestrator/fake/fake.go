@@ -119,6 +119,15 @@ func (e *Engine) Handle(name string, p Program) {
 	e.programs[name] = p
 }
 
+// FailNetwork takes the network of a pod away, for the reason why.
+func (e *Engine) FailNetwork(id, why string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if p := e.pods[id]; p != nil {
+		p.IP, p.NetworkError = "", why
+	}
+}
+
 // Intercept makes f see every call of a method, from any goroutine; if it returns an error the call fails with it and
 // has no effect. nil ends that.
 func (e *Engine) Intercept(f func(ctx context.Context, c Call) error) {

@@ -20,22 +20,24 @@ const (
 
 // Session is one session as `berth show --json` prints it.
 type Session struct {
-	Name       string      `json:"name"`
-	ID         string      `json:"id"`
-	Profile    string      `json:"profile"`
-	State      string      `json:"state"`
-	User       string      `json:"user"` // host user who owns it
-	UID        int         `json:"uid"`
-	Created    time.Time   `json:"created"`
-	ReadyMS    int64       `json:"ready_ms"` // from request to ready; 0 while starting
-	Error      string      `json:"error,omitempty"`
-	Display    Display     `json:"display"`
-	Audio      Audio       `json:"audio"`
-	Bus        Bus         `json:"bus"`
-	Remote     Remote      `json:"remote"`
-	Home       string      `json:"home"` // path on the host
-	IP         string      `json:"ip,omitempty"`
-	Components []Component `json:"components"`
+	Name    string    `json:"name"`
+	ID      string    `json:"id"`
+	Profile string    `json:"profile"`
+	State   string    `json:"state"`
+	User    string    `json:"user"` // host user who owns it
+	UID     int       `json:"uid"`
+	Created time.Time `json:"created"`
+	ReadyMS int64     `json:"ready_ms"` // from request to ready; 0 while starting
+	Error   string    `json:"error,omitempty"`
+	Display Display   `json:"display"`
+	Audio   Audio     `json:"audio"`
+	Bus     Bus       `json:"bus"`
+	Remote  Remote    `json:"remote"`
+	Home    string    `json:"home"` // path on the host
+	IP      string    `json:"ip,omitempty"`
+	// NetworkError tells why a session that is to have a network has none.
+	NetworkError string      `json:"network_error,omitempty"`
+	Components   []Component `json:"components"`
 }
 
 // Display of a session. Socket and XAuthority are paths on the host, usable by root.
