@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"berth/internal/atomicfile"
 	"berth/internal/firewall"
@@ -30,13 +31,14 @@ import (
 //
 // Nothing waits for it: it takes longer than a display server needs to start, and most of a desktop never asks for it.
 type network struct {
-	e      *Engine
-	subnet string // as configured
-	cni    *libcni.CNIConfig
-	conf   sync.Mutex
-	list   *libcni.NetworkConfigList // guarded by conf, like all up to mu
-	wall   firewall.Subnet
-	joins  int // pods being connected
+	e       *Engine
+	subnet  string        // as configured
+	timeout time.Duration // networkTimeout, but in tests
+	cni     *libcni.CNIConfig
+	conf    sync.Mutex
+	list    *libcni.NetworkConfigList // guarded by conf, like all up to mu
+	wall    firewall.Subnet
+	joins   int // pods being connected
 
 	mu   sync.Mutex
 	jobs map[string]*netJob // by pod
@@ -49,9 +51,12 @@ type netJob struct {
 
 const podInterface = "eth0"
 
+// networkTimeout ends a plugin that hangs, on a lock of the kernel's or in a file system that does not answer.
+const networkTimeout = time.Minute
+
 func newNetwork(e *Engine, subnet string) *network {
 	return &network{
-		e: e, subnet: subnet, jobs: make(map[string]*netJob),
+		e: e, subnet: subnet, timeout: networkTimeout, jobs: make(map[string]*netJob),
 		cni: libcni.NewCNIConfigWithCacheDir([]string{e.layout.Libexec}, filepath.Join(e.layout.State, "cni"), nil),
 	}
 }
@@ -61,7 +66,7 @@ func (n *network) start(pod string, anchor int, mode orchestrator.NetworkMode) {
 	if mode != orchestrator.NetworkNAT {
 		return
 	}
-	ctx, cancel := context.WithCancel(withNamespace(context.Background()))
+	ctx, cancel := context.WithTimeout(withNamespace(context.Background()), n.timeout)
 	job := &netJob{cancel: cancel, done: make(chan struct{})}
 	n.mu.Lock()
 	n.jobs[pod] = job
@@ -73,9 +78,14 @@ func (n *network) start(pod string, anchor int, mode orchestrator.NetworkMode) {
 		if err == nil {
 			err = n.e.setExtension(ctx, pod, extNet, []byte(ip))
 		}
-		if err == nil || ctx.Err() != nil {
+		if err == nil || errors.Is(ctx.Err(), context.Canceled) {
 			return
 		}
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w after %v: %w", ctx.Err(), n.timeout, err)
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectTimeout)
+		defer cancel()
 		n.e.log.Warn("pod has no network", "pod", pod, "error", err)
 		if err := n.e.setExtension(ctx, pod, extNetErr, []byte(err.Error())); err != nil {
 			n.e.log.Warn("cannot record that a pod has no network", "pod", pod, "error", err)
@@ -113,8 +123,14 @@ func (n *network) remove(ctx context.Context, pod string) error {
 	job := n.jobs[pod]
 	n.mu.Unlock()
 	if job != nil {
-		// A plugin that is killed half-way leaves things that nobody knows of.
-		<-job.done
+		// A plugin that is killed half-way leaves its address behind, which is given back below, and its interfaces, which go
+		// with the namespace. While it runs there is no telling.
+		select {
+		case <-job.done:
+		case <-ctx.Done():
+			job.cancel()
+			return fmt.Errorf("network: the pod is still being connected: %w", ctx.Err())
+		}
 	}
 	if used, err := n.used(ctx, pod); err != nil || !used {
 		return err
@@ -125,6 +141,8 @@ func (n *network) remove(ctx context.Context, pod string) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, n.timeout)
+	defer cancel()
 	// Without a namespace: the interface pair goes with it, only the address is left to be given back.
 	if err := n.cni.DelNetworkList(ctx, list, &libcni.RuntimeConf{ContainerID: pod, IfName: podInterface}); err != nil {
 		return fmt.Errorf("network: %w", err)

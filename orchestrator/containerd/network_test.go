@@ -1,11 +1,18 @@
 package containerd
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"berth/orchestrator"
+
+	"github.com/containernetworking/cni/libcni"
 )
 
 // within asks until ok or for a minute.
@@ -46,5 +53,46 @@ func TestFailedNetwork(t *testing.T) {
 	e.network.subnet = ""
 	if err := e.RemovePod(t.Context(), "p"); err != nil {
 		t.Error(err)
+	}
+}
+
+// A plugin that hangs holds up the removal of its pod for a while and not for good.
+func TestHangingPlugin(t *testing.T) {
+	h := newHost(t, "overlayfs")
+	e := h.open(t)
+	defer e.Close()
+	dir := t.TempDir()
+	script := fmt.Sprintf("#!/bin/sh\n[ $CNI_COMMAND = ADD ] && exec sleep 600\nexec %s/ptp\n", h.layout.Libexec)
+	if err := os.WriteFile(filepath.Join(dir, "ptp"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	e.network.cni = libcni.NewCNIConfigWithCacheDir([]string{dir, h.layout.Libexec}, t.TempDir(), nil)
+	create := func(id string) {
+		t.Helper()
+		if _, err := e.CreatePod(t.Context(), orchestrator.PodSpec{ID: id, Network: orchestrator.NetworkNAT}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.network.timeout = 200 * time.Millisecond
+	create("patient")
+	if err := e.RemovePod(t.Context(), "patient"); err != nil {
+		t.Error(err)
+	}
+	create("told")
+	within(t, "the pod says that its network took too long", func() bool {
+		pod, err := e.Pod(t.Context(), "told")
+		return err == nil && strings.Contains(pod.NetworkError, "200ms")
+	})
+	e.network.timeout = time.Hour
+	create("hurried")
+	ctx, cancel := context.WithTimeout(withNamespace(t.Context()), 100*time.Millisecond)
+	defer cancel()
+	if err := e.network.remove(ctx, "hurried"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("removal while the plugin hangs: %v", err)
+	}
+	for _, id := range []string{"hurried", "told"} {
+		if err := e.RemovePod(t.Context(), id); err != nil {
+			t.Error(err)
+		}
 	}
 }
