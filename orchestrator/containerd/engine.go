@@ -67,6 +67,7 @@ type Engine struct {
 	images      orchestrator.Images
 	cgroups     *cgroupHost
 	runcOptions *options.Options
+	releases    bool // the runtime's created processes are started by release
 	volatile    bool // overlay mounts can be volatile
 
 	network *network
@@ -111,8 +112,15 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	}
 	e := &Engine{client: client, snapshotter: opt.Snapshotter, layout: opt.Layout, log: opt.Log, cgroups: cgroups}
 	e.runcOptions = e.makeRuncOptions()
-	if opt.Runtime != "" {
+	e.releases = true
+	if opt.Runtime != "" && opt.Runtime != e.runcOptions.BinaryName {
 		e.runcOptions.BinaryName = opt.Runtime
+		version, err := e.runtimeVersion(ctx)
+		if err != nil {
+			client.Close()
+			return nil, fmt.Errorf("runtime: %w", err)
+		}
+		e.releases = strings.HasPrefix(version, "runc ")
 	}
 	e.volatile, err = kernelversion.GreaterEqualThan(kernelversion.KernelVersion{Kernel: 5, Major: 10})
 	if err != nil {
@@ -137,14 +145,19 @@ func (e *Engine) Info(ctx context.Context) (orchestrator.Info, error) {
 		return orchestrator.Info{}, fmt.Errorf("containerd: %w", classify(err))
 	}
 	info := orchestrator.Info{Name: "containerd", Version: v.Version, Snapshotter: e.snapshotter, Cgroup: e.cgroups.mode()}
+	info.Runtime, err = e.runtimeVersion(ctx)
+	return info, err
+}
+
+// runtimeVersion asks the OCI runtime what it is: "runc 1.5.2".
+func (e *Engine) runtimeVersion(ctx context.Context) (string, error) {
 	out, err := exec.CommandContext(ctx, e.runcOptions.BinaryName, "--version").Output()
 	if err != nil {
-		return info, fmt.Errorf("program %q: %w: %w", e.runcOptions.BinaryName, orchestrator.ErrUnavailable, err)
+		return "", fmt.Errorf("program %q: %w: %w", e.runcOptions.BinaryName, orchestrator.ErrUnavailable, err)
 	}
 	// "runc version 1.5.2", then other lines
 	first, _, _ := strings.Cut(string(out), "\n")
-	info.Runtime = strings.Replace(first, " version", "", 1)
-	return info, nil
+	return strings.Replace(first, " version", "", 1), nil
 }
 
 // Close implements orchestrator.Engine.

@@ -25,6 +25,7 @@ import (
 type host struct {
 	layout      paths.Layout
 	snapshotter string
+	runtime     string // "" means Libexec's runc
 	log         string
 
 	mu  sync.Mutex
@@ -165,7 +166,7 @@ func (h *host) restart(t testing.TB) {
 
 func (h *host) open(t testing.TB) *Engine {
 	t.Helper()
-	e, err := New(t.Context(), Options{Layout: h.layout, Snapshotter: h.snapshotter, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
+	e, err := New(t.Context(), Options{Layout: h.layout, Snapshotter: h.snapshotter, Runtime: h.runtime, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,8 +22,12 @@ var errNotReleased = errors.New("the process does not wait to be started")
 // release lets the first process of a created container execute its program, as `runc start` does, without starting that
 // program for it: of a container's start this is a tenth of a millisecond instead of ten, and a desktop has starts that
 // wait for one another. The pod's shim goes on calling the task created; that it runs is told by its .started file. A
-// container that does not wait in the way known here is errNotReleased, and is left as it is, for `runc start`.
+// container that does not wait in the way known here is errNotReleased, and is left as it is, for `runc start`. So are those
+// of other runtimes: crun keeps a FIFO of the same name, from which it waits to read.
 func (e *Engine) release(id string, pid int) error {
+	if !e.releases {
+		return errNotReleased
+	}
 	path := filepath.Join(e.runcOptions.Root, Namespace, id, execFifo)
 	// Open for both directions a FIFO neither blocks nor ends (fifo(7)), and the process, which waits for a reader, goes on.
 	// Its end is told by its descriptor.

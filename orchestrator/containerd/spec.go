@@ -29,6 +29,10 @@ const (
 	// As systemd has it for services: programs that use select(2) need descriptors below 1024, others raise the limit.
 	noFileSoft = 1024
 	noFileHard = 524288
+
+	// ociVersion is the runtime specification's whose properties are used here: crun before 1.9, which Debian 12 has, takes
+	// no 1.1 and later.
+	ociVersion = "1.0.2"
 )
 
 // bounds are what a process without CAP_SYS_RESOURCE, which a host that is a container itself often lacks, can give to
@@ -112,7 +116,7 @@ func containerSpec(c orchestrator.ContainerSpec, img ocispec.ImageConfig, ns pod
 	files := min(noFileHard, hostBounds().noFile)
 	score := max(componentOOMScore, hostBounds().oomScore)
 	s := &specs.Spec{
-		Version: specs.Version,
+		Version: ociVersion,
 		Root:    &specs.Root{Path: "rootfs", Readonly: c.ReadOnly},
 		Process: &specs.Process{
 			Args:            args,
@@ -162,7 +166,7 @@ func anchorSpec(p orchestrator.PodSpec, rootfs, cgroup string, unified bool) *sp
 		hostname = p.ID
 	}
 	return &specs.Spec{
-		Version:  specs.Version,
+		Version:  ociVersion,
 		Root:     &specs.Root{Path: rootfs, Readonly: true},
 		Hostname: hostname,
 		Process: &specs.Process{
