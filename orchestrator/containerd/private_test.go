@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -17,19 +15,20 @@ import (
 	"berth/internal/paths"
 	"berth/orchestrator"
 	"berth/orchestrator/conformance"
+	"berth/orchestrator/private"
 
 	containerd "github.com/containerd/containerd/v2/client"
 )
 
-// host is a containerd of the test's own, below a temporary root.
+// host is an engine of the test's own, below a temporary root: the programs that Berth runs, as it runs them.
 type host struct {
 	layout      paths.Layout
 	snapshotter string
 	runtime     string // "" means Libexec's runc
+	containerd  string // socket of an existing containerd; "" means a private one
 	log         string
 
-	mu  sync.Mutex
-	cmd *exec.Cmd
+	programs *private.Engine
 }
 
 // newHost starts containerd. The test is skipped where it cannot run.
@@ -50,18 +49,13 @@ func newHost(t testing.TB, snapshotter string) *host {
 	if _, err := os.Stat(filepath.Join(layout.Libexec, "containerd")); err != nil {
 		t.Skipf("no engine programs (%v); make builds them, BERTH_LIBEXEC names their directory", err)
 	}
-	h := &host{layout: layout, snapshotter: snapshotter, log: filepath.Join(root, "containerd.log")}
-	for _, d := range []string{layout.Run, layout.State, filepath.Dir(layout.ContainerdSocket())} {
-		if err := os.MkdirAll(d, 0o711); err != nil {
-			t.Fatal(err)
-		}
-	}
+	h := &host{layout: layout, snapshotter: snapshotter, log: filepath.Join(layout.State, "log", "containerd.log")}
 	unmount := func() error { return nil }
 	if snapshotter == "btrfs" {
 		unmount = mountBtrfs(t, root, filepath.Join(layout.State, "containerd", "io.containerd.snapshotter.v1.btrfs"))
 	}
 	t.Cleanup(func() {
-		h.kill(syscall.SIGTERM)
+		h.stop(t)
 		if t.Failed() {
 			if log, err := os.ReadFile(h.log); err == nil {
 				const tail = 20000
@@ -96,77 +90,72 @@ func mountBtrfs(t testing.TB, dir, target string) (unmount func() error) {
 	return func() error { return exec.Command("umount", target).Run() }
 }
 
+// programsTimeout is for programs that start or end on a machine under any load.
+const programsTimeout = 3 * time.Minute
+
 func (h *host) start(t testing.TB) {
 	t.Helper()
-	config := fmt.Sprintf(`version = 4
-root = %q
-state = %q
-imports = []
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images", "io.containerd.nri.v1.nri",
-  "io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing", "io.containerd.monitor.container.v1.restart", "io.containerd.monitor.task.v1.cgroups"]
-[plugins."io.containerd.server.v1.grpc"]
-address = %q
-[plugins."io.containerd.server.v1.ttrpc"]
-address = %q
-[plugins."io.containerd.shim.v1.manager"]
-socket_dir = %q
-`, filepath.Join(h.layout.State, "containerd"), filepath.Join(h.layout.Run, "containerd", "state"),
-		h.layout.ContainerdSocket(), h.layout.ContainerdSocket()+".ttrpc", filepath.Join(h.layout.Run, "s"))
-	file := filepath.Join(h.layout.Run, "config.toml")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	log, err := os.OpenFile(h.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	ctx, cancel := context.WithTimeout(context.Background(), programsTimeout)
+	defer cancel()
+	var err error
+	h.programs, err = private.Start(ctx, private.Options{Layout: h.layout, Containerd: h.containerd, Snapshotter: h.snapshotter, Runtime: h.runtime})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer log.Close()
-	cmd := exec.Command(filepath.Join(h.layout.Libexec, "containerd"), "--config", file, "--log-level", "info")
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), "PATH="+h.layout.Libexec+":"+os.Getenv("PATH"))
-	if err := cmd.Start(); err != nil {
+}
+
+func (h *host) stop(t testing.TB) {
+	t.Helper()
+	if h.programs == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), programsTimeout)
+	defer cancel()
+	if err := h.programs.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// kill ends the programs with SIGKILL.
+func (h *host) kill(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := h.programs.Stop(ctx); err != nil {
 		t.Fatal(err)
 	}
-	h.mu.Lock()
-	h.cmd = cmd
-	h.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+}
+
+// restart kills containerd, and its supervisor starts it again.
+func (h *host) restart(t testing.TB) {
+	t.Helper()
+	pid := h.programs.Status()[0].PID
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), programsTimeout)
 	defer cancel()
 	for {
-		c, err := containerd.New(h.layout.ContainerdSocket(), containerd.WithTimeout(time.Minute))
-		if err == nil {
-			_, err = c.Version(ctx)
-			c.Close()
+		if now := h.programs.Status()[0].PID; now != pid && now != 0 {
+			c, err := containerd.New(h.layout.ContainerdSocket(), containerd.WithTimeout(programsTimeout))
+			if err == nil {
+				_, err = c.Version(ctx)
+				c.Close()
+			}
 			if err == nil {
 				return
 			}
 		}
 		if ctx.Err() != nil {
-			t.Fatalf("containerd does not answer: %v", err)
+			t.Fatal("containerd is not started again")
 		}
+		time.Sleep(5 * time.Millisecond)
 	}
-}
-
-func (h *host) kill(sig syscall.Signal) {
-	h.mu.Lock()
-	cmd := h.cmd
-	h.cmd = nil
-	h.mu.Unlock()
-	if cmd != nil {
-		cmd.Process.Signal(sig)
-		cmd.Wait()
-	}
-}
-
-func (h *host) restart(t testing.TB) {
-	t.Helper()
-	h.kill(syscall.SIGKILL)
-	h.start(t)
 }
 
 func (h *host) open(t testing.TB) *Engine {
 	t.Helper()
-	e, err := New(t.Context(), Options{Layout: h.layout, Snapshotter: h.snapshotter, Runtime: h.runtime, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
+	e, err := New(t.Context(), Options{Layout: h.layout, Socket: h.containerd, Snapshotter: h.snapshotter, Runtime: h.runtime, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"sort"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"berth/orchestrator"
@@ -24,7 +23,7 @@ import (
 // directory is empty; what lies in its state directory stays.
 func (h *host) reboot(t *testing.T, e *Engine) {
 	t.Helper()
-	h.kill(syscall.SIGKILL)
+	h.kill(t)
 	for _, pid := range h.processes(t) {
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
 			t.Fatal(err)
@@ -52,9 +51,6 @@ func (h *host) reboot(t *testing.T, e *Engine) {
 		}
 	}
 	if err := os.RemoveAll(h.layout.Run); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(filepath.Dir(h.layout.ContainerdSocket()), 0o711); err != nil {
 		t.Fatal(err)
 	}
 	h.start(t)
