@@ -166,12 +166,12 @@ func (b *bench) byhandRoot(ctx context.Context) (dir string, clean func(), err e
 			clean()
 		}
 	}()
-	client, err := containerd.New(b.inst.Layout.ContainerdSocket(), containerd.WithDefaultNamespace("berth"))
+	client, err := containerd.New(b.inst.Layout.ContainerdSocket(), containerd.WithDefaultNamespace(b.inst.Layout.Instance()))
 	if err != nil {
 		return "", nil, err
 	}
 	defer client.Close()
-	ctx = namespaces.WithNamespace(ctx, "berth")
+	ctx = namespaces.WithNamespace(ctx, b.inst.Layout.Instance())
 	img, err := client.GetImage(ctx, "localhost/berth/byhand:latest")
 	if err != nil {
 		return "", nil, err

@@ -60,7 +60,7 @@ func libexec() string {
 }
 
 // Instance is a short stable word for this instance, unique per root, used in names that are global on the host
-// (cgroups, network interfaces): "berth" without a root, "berth-1a2b3c" with one.
+// (cgroups, firewall tables, namespaces of a containerd): "berth" without a root, "berth-1a2b3c" with one.
 func (l Layout) Instance() string {
 	if l.Root == "" {
 		return "berth"

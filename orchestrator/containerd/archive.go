@@ -580,7 +580,7 @@ func (a *layout) file(name string) (ocispec.Descriptor, error) {
 
 // Import implements orchestrator.Images.
 func (s *images) Import(ctx context.Context, r io.Reader, opt orchestrator.TransferOptions) ([]orchestrator.Image, error) {
-	ctx = withNamespace(ctx)
+	ctx = s.withNamespace(ctx)
 	ctx, done, err := s.lease(ctx)
 	if err != nil {
 		return nil, err
@@ -686,7 +686,7 @@ func (s *importStore) Open(ctx context.Context, d digest.Digest) (io.ReadCloser,
 // Export implements orchestrator.Images: an OCI layout that also holds the manifest.json `docker load` wants. Only what
 // is here whole is written, see complete.
 func (s *images) Export(ctx context.Context, w io.Writer, refs ...string) error {
-	ctx = withNamespace(ctx)
+	ctx = s.withNamespace(ctx)
 	if len(refs) == 0 {
 		return fmt.Errorf("export: %w: name at least one image", orchestrator.ErrInvalid)
 	}

@@ -95,7 +95,7 @@ func (e *Engine) createContainer(caller context.Context, pod string, spec orches
 	if err := caller.Err(); err != nil {
 		return err
 	}
-	ctx, cancel := detached(caller)
+	ctx, cancel := e.detached(caller)
 	defer cancel()
 	ns, err := e.namespaces(ctx, pod)
 	if err != nil {
@@ -235,7 +235,7 @@ func (e *Engine) StartContainer(ctx context.Context, pod, name string) (int, err
 	if err := ctx.Err(); err != nil {
 		return 0, containerErr(pod, name, err)
 	}
-	dctx, cancel := detached(ctx)
+	dctx, cancel := e.detached(ctx)
 	defer cancel()
 	pid, err := e.startContainer(dctx, pod, name)
 	return pid, containerErr(pod, name, err)
@@ -349,7 +349,7 @@ func readRecord(c containers.Container) (containerRecord, error) {
 
 // SignalContainer implements orchestrator.Engine.
 func (e *Engine) SignalContainer(ctx context.Context, pod, name string, sig int) error {
-	ctx = withNamespace(ctx)
+	ctx = e.withNamespace(ctx)
 	id, err := lookupID(pod, name)
 	if err != nil {
 		return containerErr(pod, name, err)
@@ -375,7 +375,7 @@ func (e *Engine) recordAndTask(ctx context.Context, id string) (containers.Conta
 
 // StopContainer implements orchestrator.Engine.
 func (e *Engine) StopContainer(ctx context.Context, pod, name string, grace time.Duration) error {
-	return containerErr(pod, name, cancelled(ctx, e.stopContainer(withNamespace(ctx), pod, name, grace)))
+	return containerErr(pod, name, cancelled(ctx, e.stopContainer(e.withNamespace(ctx), pod, name, grace)))
 }
 
 func (e *Engine) stopContainer(ctx context.Context, pod, name string, grace time.Duration) error {
@@ -446,7 +446,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, pod, name string) error {
 		return containerErr(pod, name, err)
 	}
 	defer unlock()
-	ctx, cancel := detached(ctx)
+	ctx, cancel := e.detached(ctx)
 	defer cancel()
 	c, err := e.client.ContainerService().Get(ctx, id)
 	if errdefs.IsNotFound(err) {
@@ -467,7 +467,7 @@ func (e *Engine) Container(ctx context.Context, pod, name string) (orchestrator.
 	if err != nil {
 		return orchestrator.ContainerStatus{}, containerErr(pod, name, err)
 	}
-	c, t, err := e.recordAndTask(withNamespace(ctx), id)
+	c, t, err := e.recordAndTask(e.withNamespace(ctx), id)
 	if err != nil {
 		return orchestrator.ContainerStatus{}, containerErr(pod, name, err)
 	}
@@ -476,7 +476,7 @@ func (e *Engine) Container(ctx context.Context, pod, name string) (orchestrator.
 
 // Containers implements orchestrator.Engine.
 func (e *Engine) Containers(ctx context.Context, pod string) ([]orchestrator.ContainerStatus, error) {
-	ctx = withNamespace(ctx)
+	ctx = e.withNamespace(ctx)
 	list, err := e.podContainers(ctx, pod)
 	if err != nil {
 		return nil, podErr(pod, err)

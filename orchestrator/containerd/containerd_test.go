@@ -42,7 +42,7 @@ func canNAT() bool {
 func (h *host) state(t *testing.T, e *Engine) map[string][]string {
 	t.Helper()
 	// The end of a lease that is waited for runs the garbage collector: removed snapshots are off the disk then.
-	ctx := withNamespace(t.Context())
+	ctx := e.withNamespace(t.Context())
 	lease, err := e.client.LeasesService().Create(ctx, leases.WithRandomID())
 	if err == nil {
 		err = e.client.LeasesService().Delete(ctx, lease, leases.SynchronousDelete)

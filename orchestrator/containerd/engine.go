@@ -36,9 +36,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 )
 
-// Namespace is the containerd namespace that holds everything Berth makes.
-const Namespace = "berth"
-
 // connectTimeout is how long New waits for containerd to answer.
 const connectTimeout = 10 * time.Second
 
@@ -60,6 +57,7 @@ type Options struct {
 
 // Engine implements orchestrator.Engine. It is safe for concurrent use.
 type Engine struct {
+	namespace
 	client      *containerd.Client
 	snapshotter string
 	layout      paths.Layout
@@ -102,7 +100,7 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := containerd.New(opt.Socket, containerd.WithDefaultNamespace(Namespace), containerd.WithTimeout(connectTimeout))
+	client, err := containerd.New(opt.Socket, containerd.WithDefaultNamespace(opt.Layout.Instance()), containerd.WithTimeout(connectTimeout))
 	if err != nil {
 		return nil, fmt.Errorf("containerd %q: %w: %w; is it running?", opt.Socket, orchestrator.ErrUnavailable, err)
 	}
@@ -110,7 +108,7 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 		client.Close()
 		return nil, fmt.Errorf("snapshotter %q: %w: %w", opt.Snapshotter, orchestrator.ErrUnavailable, err)
 	}
-	e := &Engine{client: client, snapshotter: opt.Snapshotter, layout: opt.Layout, log: opt.Log, cgroups: cgroups}
+	e := &Engine{namespace: namespace(opt.Layout.Instance()), client: client, snapshotter: opt.Snapshotter, layout: opt.Layout, log: opt.Log, cgroups: cgroups}
 	e.runcOptions = e.makeRuncOptions()
 	e.releases = true
 	if opt.Runtime != "" && opt.Runtime != e.runcOptions.BinaryName {
@@ -140,7 +138,7 @@ func (e *Engine) Images() orchestrator.Images { return e.images }
 
 // Info implements orchestrator.Engine.
 func (e *Engine) Info(ctx context.Context) (orchestrator.Info, error) {
-	v, err := e.client.Version(withNamespace(ctx))
+	v, err := e.client.Version(e.withNamespace(ctx))
 	if err != nil {
 		return orchestrator.Info{}, fmt.Errorf("containerd: %w", classify(err))
 	}
@@ -168,7 +166,10 @@ func (e *Engine) Close() error {
 	return e.client.Close()
 }
 
-// withNamespace names our namespace in a context: services that the client hands out raw need it there.
-func withNamespace(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, Namespace)
+// namespace is the containerd namespace that holds everything of an instance, and nothing else: several may share a containerd.
+type namespace string
+
+// withNamespace names it in a context: services that the client hands out raw need it there.
+func (n namespace) withNamespace(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(ctx, string(n))
 }

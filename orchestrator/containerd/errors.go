@@ -109,8 +109,8 @@ const stepsTimeout = 5 * time.Minute
 
 // detached returns a context for the steps of a change to the host, in which the caller's cancellation does not interrupt a
 // step half-way: containerd would kill the shim's start and leave its socket. The caller looks at its own between steps.
-func detached(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(withNamespace(ctx)), stepsTimeout)
+func (n namespace) detached(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(n.withNamespace(ctx)), stepsTimeout)
 }
 
 // cancelled makes the cancellation of ctx the reason of err, if it is.

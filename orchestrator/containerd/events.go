@@ -59,7 +59,7 @@ func (s *subscriber) take() []orchestrator.Event {
 }
 
 func newWatcher(e *Engine) *watcher {
-	ctx, cancel := context.WithCancel(withNamespace(context.Background()))
+	ctx, cancel := context.WithCancel(e.withNamespace(context.Background()))
 	w := &watcher{
 		e: e, cancel: cancel, done: make(chan struct{}), ready: make(chan struct{}),
 		subs: make(map[*subscriber]struct{}), running: make(map[string]int),
@@ -118,9 +118,11 @@ func (e *Engine) Events(ctx context.Context) (<-chan orchestrator.Event, error) 
 // first event, so only an event that has come back tells that none can be missed any more.
 const markerTopic = "/berth/marker"
 
-var eventFilters = []string{
-	`namespace==` + Namespace + `,topic~="^/tasks/(start|exit|delete|oom)$"`,
-	`namespace==` + Namespace + `,topic=="` + markerTopic + `"`,
+func eventFilters(n namespace) []string {
+	return []string{
+		`namespace=="` + string(n) + `",topic~="^/tasks/(start|exit|delete|oom)$"`,
+		`namespace=="` + string(n) + `",topic=="` + markerTopic + `"`,
+	}
 }
 
 func (w *watcher) run(ctx context.Context) {
@@ -152,7 +154,7 @@ func (w *watcher) run(ctx context.Context) {
 func (w *watcher) follow(ctx context.Context, synced func(), first bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, errs := w.e.client.EventService().Subscribe(ctx, eventFilters...)
+	stream, errs := w.e.client.EventService().Subscribe(ctx, eventFilters(w.e.namespace)...)
 	nonce := fmt.Sprintf("%p-%d", w, time.Now().UnixNano())
 	var held []*events.Envelope // arrived before the marker
 	again := time.NewTicker(50 * time.Millisecond)

@@ -37,7 +37,7 @@ func (e *Engine) Exec(ctx context.Context, pod, name string, spec orchestrator.E
 	if err != nil {
 		return 0, containerErr(pod, name, err)
 	}
-	code, err := e.exec(withNamespace(ctx), id, spec)
+	code, err := e.exec(e.withNamespace(ctx), id, spec)
 	return code, containerErr(pod, name, cancelled(ctx, err))
 }
 

@@ -33,6 +33,7 @@ import (
 // drops its lease, and containerd's garbage collector takes the rest: nothing is left behind, not even by a crash,
 // because leases expire.
 type images struct {
+	namespace
 	client      *containerd.Client
 	snapshotter string
 	files       *fileCache
@@ -54,17 +55,17 @@ var _ orchestrator.Images = (*images)(nil)
 // newImages returns the image store of e.
 func newImages(e *Engine) orchestrator.Images {
 	return &images{
-		client: e.client, snapshotter: e.snapshotter, files: newFileCache(32 << 20),
+		namespace: e.namespace, client: e.client, snapshotter: e.snapshotter, files: newFileCache(32 << 20),
 		facts: map[digest.Digest]*facts{}, sizes: map[string]int64{},
 	}
 }
 
 // ContentStore gives builders that run beside the engine the images' blobs without copying them.
-func (s *images) ContentStore() content.Store { return nsStore{s.client.ContentStore()} }
+func (s *images) ContentStore() content.Store { return nsStore{s.namespace, s.client.ContentStore()} }
 
 // List implements orchestrator.Images.
 func (s *images) List(ctx context.Context) ([]orchestrator.Image, error) {
-	ctx = withNamespace(ctx)
+	ctx = s.withNamespace(ctx)
 	records, err := s.client.ImageService().List(ctx)
 	if err != nil {
 		return nil, imageError("", "list images", err)
@@ -91,7 +92,7 @@ func (s *images) List(ctx context.Context) ([]orchestrator.Image, error) {
 
 // Get implements orchestrator.Images.
 func (s *images) Get(ctx context.Context, ref string) (orchestrator.Image, error) {
-	ctx = withNamespace(ctx)
+	ctx = s.withNamespace(ctx)
 	r, err := s.client.ImageService().Get(ctx, ref)
 	if err != nil {
 		return orchestrator.Image{}, imageError(ref, "", err)
@@ -110,7 +111,7 @@ func (s *images) Get(ctx context.Context, ref string) (orchestrator.Image, error
 
 // Tag implements orchestrator.Images.
 func (s *images) Tag(ctx context.Context, src, dst string) error {
-	ctx = withNamespace(ctx)
+	ctx = s.withNamespace(ctx)
 	if full, err := orchestrator.NormalizeRef(dst); err != nil {
 		return err
 	} else if full != dst {
@@ -126,7 +127,7 @@ func (s *images) Tag(ctx context.Context, src, dst string) error {
 
 // Remove implements orchestrator.Images.
 func (s *images) Remove(ctx context.Context, ref string) error {
-	ctx = withNamespace(ctx)
+	ctx = s.withNamespace(ctx)
 	used, err := s.used(ctx, "image=="+ref)
 	if err != nil {
 		return err
@@ -144,7 +145,7 @@ func (s *images) Remove(ctx context.Context, ref string) error {
 
 // Prune removes content and snapshots that nothing refers to and returns the bytes freed.
 func (s *images) Prune(ctx context.Context) (int64, error) {
-	ctx = withNamespace(ctx)
+	ctx = s.withNamespace(ctx)
 	before, err := s.DiskUsage(ctx)
 	if err != nil {
 		return 0, err
@@ -167,7 +168,7 @@ func (s *images) Prune(ctx context.Context) (int64, error) {
 
 // DiskUsage returns the bytes of all blobs and of all committed snapshots.
 func (s *images) DiskUsage(ctx context.Context) (int64, error) {
-	ctx = withNamespace(ctx)
+	ctx = s.withNamespace(ctx)
 	var sum int64
 	err := s.client.ContentStore().Walk(ctx, func(i content.Info) error { sum += i.Size; return nil })
 	if err != nil {
@@ -377,40 +378,43 @@ func imageError(ref, what string, err error) error {
 }
 
 // nsStore is a content store whose every call names Berth's namespace, for users who know nothing of namespaces.
-type nsStore struct{ content.Store }
+type nsStore struct {
+	namespace
+	content.Store
+}
 
 func (s nsStore) Info(ctx context.Context, d digest.Digest) (content.Info, error) {
-	return s.Store.Info(withNamespace(ctx), d)
+	return s.Store.Info(s.withNamespace(ctx), d)
 }
 
 func (s nsStore) Update(ctx context.Context, i content.Info, fields ...string) (content.Info, error) {
-	return s.Store.Update(withNamespace(ctx), i, fields...)
+	return s.Store.Update(s.withNamespace(ctx), i, fields...)
 }
 
 func (s nsStore) Walk(ctx context.Context, fn content.WalkFunc, filters ...string) error {
-	return s.Store.Walk(withNamespace(ctx), fn, filters...)
+	return s.Store.Walk(s.withNamespace(ctx), fn, filters...)
 }
 
 func (s nsStore) Delete(ctx context.Context, d digest.Digest) error {
-	return s.Store.Delete(withNamespace(ctx), d)
+	return s.Store.Delete(s.withNamespace(ctx), d)
 }
 
 func (s nsStore) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.ReaderAt, error) {
-	return s.Store.ReaderAt(withNamespace(ctx), d)
+	return s.Store.ReaderAt(s.withNamespace(ctx), d)
 }
 
 func (s nsStore) Status(ctx context.Context, ref string) (content.Status, error) {
-	return s.Store.Status(withNamespace(ctx), ref)
+	return s.Store.Status(s.withNamespace(ctx), ref)
 }
 
 func (s nsStore) ListStatuses(ctx context.Context, filters ...string) ([]content.Status, error) {
-	return s.Store.ListStatuses(withNamespace(ctx), filters...)
+	return s.Store.ListStatuses(s.withNamespace(ctx), filters...)
 }
 
 func (s nsStore) Abort(ctx context.Context, ref string) error {
-	return s.Store.Abort(withNamespace(ctx), ref)
+	return s.Store.Abort(s.withNamespace(ctx), ref)
 }
 
 func (s nsStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
-	return s.Store.Writer(withNamespace(ctx), opts...)
+	return s.Store.Writer(s.withNamespace(ctx), opts...)
 }

@@ -34,7 +34,7 @@ func inventory(t *testing.T, e *Engine) []string {
 	if _, err := s.Prune(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ctx := withNamespace(t.Context())
+	ctx := s.withNamespace(t.Context())
 	var out []string
 	add := func(err error) {
 		t.Helper()
@@ -514,7 +514,7 @@ func TestOtherTools(t *testing.T) {
 func TestLeasesExpire(t *testing.T) {
 	e := storeEngine(t, "overlayfs")
 	s := e.images.(*images)
-	ctx, done, err := s.lease(withNamespace(t.Context()))
+	ctx, done, err := s.lease(s.withNamespace(t.Context()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ func (e *Engine) Logs(ctx context.Context, pod, name string, tail int, follow bo
 	if err != nil {
 		return nil, containerErr(pod, name, err)
 	}
-	if _, err := e.client.ContainerService().Get(withNamespace(ctx), id); err != nil {
+	if _, err := e.client.ContainerService().Get(e.withNamespace(ctx), id); err != nil {
 		return nil, containerErr(pod, name, err)
 	}
 	path := e.logFile(pod, name)

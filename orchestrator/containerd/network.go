@@ -66,7 +66,7 @@ func (n *network) start(pod string, anchor int, mode orchestrator.NetworkMode) {
 	if mode != orchestrator.NetworkNAT {
 		return
 	}
-	ctx, cancel := context.WithTimeout(withNamespace(context.Background()), n.timeout)
+	ctx, cancel := context.WithTimeout(n.e.withNamespace(context.Background()), n.timeout)
 	job := &netJob{cancel: cancel, done: make(chan struct{})}
 	n.mu.Lock()
 	n.jobs[pod] = job

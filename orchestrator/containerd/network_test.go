@@ -85,7 +85,7 @@ func TestHangingPlugin(t *testing.T) {
 	})
 	e.network.timeout = time.Hour
 	create("hurried")
-	ctx, cancel := context.WithTimeout(withNamespace(t.Context()), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(e.withNamespace(t.Context()), 100*time.Millisecond)
 	defer cancel()
 	if err := e.network.remove(ctx, "hurried"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("removal while the plugin hangs: %v", err)

@@ -86,7 +86,7 @@ func (e *Engine) createPod(caller context.Context, spec orchestrator.PodSpec) (_
 	if err := caller.Err(); err != nil {
 		return orchestrator.Pod{}, err
 	}
-	ctx, cancel := detached(caller)
+	ctx, cancel := e.detached(caller)
 	defer cancel()
 	record, err := json.Marshal(podRecord{Hostname: spec.Hostname, Limits: spec.Limits, Network: spec.Network})
 	if err != nil {
@@ -261,7 +261,7 @@ func (e *Engine) deleteTask(ctx context.Context, id string) error {
 
 // Pod implements orchestrator.Engine.
 func (e *Engine) Pod(ctx context.Context, id string) (orchestrator.Pod, error) {
-	ctx = withNamespace(ctx)
+	ctx = e.withNamespace(ctx)
 	sb, err := e.client.SandboxStore().Get(ctx, id)
 	if err != nil {
 		return orchestrator.Pod{}, podErr(id, err)
@@ -272,7 +272,7 @@ func (e *Engine) Pod(ctx context.Context, id string) (orchestrator.Pod, error) {
 
 // Pods implements orchestrator.Engine.
 func (e *Engine) Pods(ctx context.Context, match map[string]string) ([]orchestrator.Pod, error) {
-	ctx = withNamespace(ctx)
+	ctx = e.withNamespace(ctx)
 	all, err := e.client.SandboxStore().List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("pods: %w", classify(err))
@@ -324,7 +324,7 @@ func (e *Engine) podStatus(ctx context.Context, sb sandbox.Sandbox) (orchestrato
 
 // SetPodData implements orchestrator.Engine.
 func (e *Engine) SetPodData(ctx context.Context, id string, data []byte) error {
-	return podErr(id, e.setExtension(withNamespace(ctx), id, extData, data))
+	return podErr(id, e.setExtension(e.withNamespace(ctx), id, extData, data))
 }
 
 func (e *Engine) setExtension(ctx context.Context, pod, key string, value []byte) error {
@@ -344,7 +344,7 @@ func (e *Engine) RemovePod(ctx context.Context, id string) error {
 		return podErr(id, err)
 	}
 	defer unlock()
-	ctx, cancel := detached(ctx)
+	ctx, cancel := e.detached(ctx)
 	defer cancel()
 	return podErr(id, e.removePod(ctx, id))
 }
@@ -419,7 +419,7 @@ func (e *Engine) removeContainer(ctx context.Context, id, snapshotter, key strin
 	}
 	// A reboot takes the task but leaves this empty directory of the private containerd, which looks for such only in
 	// namespaces that still have tasks.
-	work := filepath.Join(e.layout.State, "containerd", "io.containerd.runtime.v2.task", Namespace, id)
+	work := filepath.Join(e.layout.State, "containerd", "io.containerd.runtime.v2.task", string(e.namespace), id)
 	if err := os.Remove(work); err != nil && !os.IsNotExist(err) {
 		return fmt.Errorf("container %q: %w", id, err)
 	}

@@ -27,7 +27,7 @@ const maxReadFile = 16 << 20
 // own, which dies with the thread that made it: no mount is ever left on the host, whatever happens to Berth. Paths
 // are resolved by openat2(2) with RESOLVE_IN_ROOT, so neither links nor ".." lead out of the image.
 func (s *images) ReadFile(ctx context.Context, ref, name string) ([]byte, error) {
-	ctx = withNamespace(ctx)
+	ctx = s.withNamespace(ctx)
 	r, err := s.client.ImageService().Get(ctx, ref)
 	if err != nil {
 		return nil, imageError(ref, "", err)

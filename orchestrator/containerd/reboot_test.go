@@ -144,7 +144,7 @@ func TestReboot(t *testing.T) {
 	after["files"] = slices.DeleteFunc(after["files"], func(f string) bool {
 		rel, err := filepath.Rel(h.layout.State, f)
 		return err == nil && (strings.HasPrefix(rel, "cni") || strings.HasPrefix(rel, "anchor") || rel == "logs" ||
-			strings.HasSuffix(rel, "io.containerd.runtime.v2.task/"+Namespace)) || !slices.Contains(before["files"], f) && strings.HasPrefix(f, h.layout.Run)
+			strings.HasSuffix(rel, "io.containerd.runtime.v2.task/"+h.layout.Instance())) || !slices.Contains(before["files"], f) && strings.HasPrefix(f, h.layout.Run)
 	})
 	before["files"] = slices.DeleteFunc(before["files"], func(f string) bool { return !slices.Contains(after["files"], f) })
 	if diff := cmp.Diff(before, after); diff != "" {

@@ -28,7 +28,7 @@ func (e *Engine) release(id string, pid int) error {
 	if !e.releases {
 		return errNotReleased
 	}
-	path := filepath.Join(e.runcOptions.Root, Namespace, id, execFifo)
+	path := filepath.Join(e.runcOptions.Root, string(e.namespace), id, execFifo)
 	// Open for both directions a FIFO neither blocks nor ends (fifo(7)), and the process, which waits for a reader, goes on.
 	// Its end is told by its descriptor.
 	proc, err := unix.PidfdOpen(pid, 0)

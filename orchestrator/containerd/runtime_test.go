@@ -57,7 +57,7 @@ func TestOtherRuntime(t *testing.T) {
 				t.Fatal(err)
 			}
 			// The shim knows of a start that went through it.
-			anchor, err := e.task(withNamespace(ctx), "p")
+			anchor, err := e.task(e.withNamespace(ctx), "p")
 			if err != nil || (anchor.Status == tasktypes.Status_RUNNING) == c.releases {
 				t.Errorf("the anchor is %v, %v", anchor.GetStatus(), err)
 			}

@@ -12,7 +12,7 @@ import (
 
 // Stats implements orchestrator.Engine. It reads the cgroups itself; the shim is not asked.
 func (e *Engine) Stats(ctx context.Context, pod string) (map[string]orchestrator.Stats, error) {
-	list, err := e.podContainers(withNamespace(ctx), pod)
+	list, err := e.podContainers(e.withNamespace(ctx), pod)
 	if err != nil {
 		return nil, podErr(pod, err)
 	}

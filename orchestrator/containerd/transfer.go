@@ -33,7 +33,7 @@ import (
 
 // Pull implements orchestrator.Images.
 func (s *images) Pull(ctx context.Context, ref string, opt orchestrator.TransferOptions) (orchestrator.Image, error) {
-	ctx = quiet(withNamespace(ctx))
+	ctx = quiet(s.withNamespace(ctx))
 	ctx, done, err := s.lease(ctx)
 	if err != nil {
 		return orchestrator.Image{}, err
@@ -76,7 +76,7 @@ func (s *images) Pull(ctx context.Context, ref string, opt orchestrator.Transfer
 
 // Push implements orchestrator.Images.
 func (s *images) Push(ctx context.Context, ref string, opt orchestrator.TransferOptions) error {
-	ctx = quiet(withNamespace(ctx))
+	ctx = quiet(s.withNamespace(ctx))
 	r, err := s.client.ImageService().Get(ctx, ref)
 	if err != nil {
 		return imageError(ref, "", err)

@@ -11,9 +11,6 @@ import (
 	"berth/internal/paths"
 )
 
-// Namespace is the containerd namespace of everything Berth does; builds go straight into its image store.
-const Namespace = "berth"
-
 // Snapshotters that the private containerd is built with and that Berth supports.
 var Snapshotters = []string{"overlayfs", "btrfs", "native"}
 
@@ -180,7 +177,7 @@ func BuildkitConfig(l paths.Layout, socket, snapshotter, ociRuntime string) ([]b
 		Worker: buildkitWorks{Containerd: buildkitContainerd{
 			Enabled:             true,
 			Address:             socket,
-			Namespace:           Namespace,
+			Namespace:           l.Instance(), // the engine's: builds go straight into its image store
 			Snapshotter:         snapshotter,
 			NetworkMode:         "host",
 			DefaultCgroupParent: buildCgroup(l),

@@ -165,7 +165,7 @@ func connect(t *testing.T, e *Engine) (*containerd.Client, context.Context) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), Namespace), deadline)
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), e.opt.Layout.Instance()), deadline)
 	t.Cleanup(cancel)
 	return c, ctx
 }
