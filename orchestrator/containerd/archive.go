@@ -579,7 +579,8 @@ func (a *layout) file(name string) (ocispec.Descriptor, error) {
 }
 
 // Import implements orchestrator.Images.
-func (s *images) Import(ctx context.Context, r io.Reader, opt orchestrator.TransferOptions) ([]orchestrator.Image, error) {
+func (s *images) Import(ctx context.Context, r io.Reader, opt orchestrator.TransferOptions) (_ []orchestrator.Image, err error) {
+	defer func(ctx context.Context) { err = cancelled(ctx, err) }(ctx) // of which a stream to containerd tells only its end
 	ctx = s.withNamespace(ctx)
 	ctx, done, err := s.lease(ctx)
 	if err != nil {
