@@ -42,7 +42,7 @@ type Finding struct {
 type Options struct {
 	Layout      paths.Layout
 	Snapshotter string // "" means overlayfs
-	// Existing: the engine is an existing containerd, whose programs and file systems are its own business.
+	// Existing: the engine is an existing containerd, whose own programs and file systems are its own business.
 	Existing bool
 }
 
@@ -82,8 +82,8 @@ func Check(h Host, o Options) []Finding {
 	}
 	c := &checker{Host: h, Options: o}
 	c.root()
+	c.programs()
 	if !o.Existing {
-		c.programs()
 		c.snapshotter()
 	}
 	c.cgroups()
@@ -155,12 +155,19 @@ func (c *checker) root() {
 	c.ok("root", "yes")
 }
 
-// programs of Libexec that every engine of our own needs.
-var programs = []string{"containerd", "containerd-shim-runc-v2", "runc", "buildkitd", "ptp", "host-local", "berth-anchor"}
+// Programs of Libexec: what every engine needs, and what an existing containerd has itself.
+var (
+	programs           = []string{"runc", "buildkitd", "ptp", "host-local", "berth-anchor"}
+	containerdPrograms = []string{"containerd", "containerd-shim-runc-v2"}
+)
 
 func (c *checker) programs() {
+	want := programs
+	if !c.Existing {
+		want = slices.Concat(containerdPrograms, programs)
+	}
 	var missing []string
-	for _, p := range programs {
+	for _, p := range want {
 		if _, err := c.LookPath(filepath.Join(c.Layout.Libexec, p)); err != nil {
 			missing = append(missing, p)
 		}

@@ -88,7 +88,10 @@ func TestCheck(t *testing.T) {
 		{name: "programs", change: func(h *Host, _ map[string]string) { h.LookPath = lacks("runc", "ptp") }, want: []string{
 			"error programs: /lx lacks runc, ptp -> build them with `make`, or set BERTH_LIBEXEC to where they are"}},
 		{name: "existing_engine", opt: Options{Existing: true, Snapshotter: "stargz"},
-			change: func(h *Host, _ map[string]string) { h.LookPath = lacks("runc", "containerd") }},
+			change: func(h *Host, _ map[string]string) { h.LookPath = lacks("containerd", "containerd-shim-runc-v2") }},
+		{name: "existing_engine_programs", opt: Options{Existing: true},
+			change: func(h *Host, _ map[string]string) { h.LookPath = lacks("runc", "berth-anchor", "containerd") }, want: []string{
+				"error programs: /lx lacks runc, berth-anchor -> build them with `make`, or set BERTH_LIBEXEC to where they are"}},
 		{name: "no_overlayfs", change: func(h *Host, _ map[string]string) {
 			h.TryOverlay = func(string) error { return errors.New("the kernel has no overlayfs") }
 		}, want: []string{
