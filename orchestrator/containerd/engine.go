@@ -22,6 +22,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"os/exec"
 	"strings"
 	"sync"
@@ -108,9 +109,20 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 		client.Close()
 		return nil, fmt.Errorf("snapshotter %q: %w: %w", opt.Snapshotter, orchestrator.ErrUnavailable, err)
 	}
+	v, err := client.Version(ctx)
+	if err != nil {
+		client.Close()
+		return nil, fmt.Errorf("containerd %q: %w: %w", opt.Socket, orchestrator.ErrUnavailable, err)
+	}
+	major, minor := parseVersion(v.Version)
+	if major < oldestMajor || major == oldestMajor && minor < oldestMinor {
+		client.Close()
+		return nil, fmt.Errorf("containerd %q: %w: its version is %s, and sessions need %d.%d or newer; install that, or take engine.containerd out of %q to let Berth run its own",
+			opt.Socket, orchestrator.ErrUnavailable, v.Version, oldestMajor, oldestMinor, opt.Layout.Config)
+	}
 	e := &Engine{namespace: namespace(opt.Layout.Instance()), client: client, snapshotter: opt.Snapshotter, layout: opt.Layout, log: opt.Log, cgroups: cgroups}
 	e.runcOptions = e.makeRuncOptions()
-	e.releases = true
+	e.releases = major >= 2 // the shim of 1.7 watches for a lack of memory only what was started through it
 	if opt.Runtime != "" && opt.Runtime != e.runcOptions.BinaryName {
 		e.runcOptions.BinaryName = opt.Runtime
 		version, err := e.runtimeVersion(ctx)
@@ -118,7 +130,7 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 			client.Close()
 			return nil, fmt.Errorf("runtime: %w", err)
 		}
-		e.releases = strings.HasPrefix(version, "runc ")
+		e.releases = e.releases && strings.HasPrefix(version, "runc ")
 	}
 	e.volatile, err = kernelversion.GreaterEqualThan(kernelversion.KernelVersion{Kernel: 5, Major: 10})
 	if err != nil {
@@ -131,6 +143,22 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	e.watch = newWatcher(e)
 	e.work.Go(func() { e.trimLogs(bg) })
 	return e, nil
+}
+
+// The oldest containerd that has what is used here: a store of sandbox records, and shims that serve all containers of one.
+// 1.6 has neither. (1.7.24 and 2.4.2 pass the conformance suite.)
+const (
+	oldestMajor = 1
+	oldestMinor = 7
+)
+
+// parseVersion reads "v2.4.2", "1.7.24~ds1" and the like. What is no version at all, as of a build of one's own, is taken for
+// the newest.
+func parseVersion(s string) (major, minor int) {
+	if n, err := fmt.Sscanf(strings.TrimPrefix(s, "v"), "%d.%d", &major, &minor); n == 2 && err == nil {
+		return major, minor
+	}
+	return math.MaxInt, 0
 }
 
 // Images implements orchestrator.Engine.

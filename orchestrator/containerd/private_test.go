@@ -34,6 +34,12 @@ type host struct {
 // newHost starts containerd. The test is skipped where it cannot run.
 func newHost(t testing.TB, snapshotter string) *host {
 	t.Helper()
+	return newHostOn(t, snapshotter, nil)
+}
+
+// newHostOn is newHost with what start returns the socket of, if it is not nil, in place of a private containerd.
+func newHostOn(t testing.TB, snapshotter string, start func(layout paths.Layout) (socket string)) *host {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
@@ -69,6 +75,9 @@ func newHost(t testing.TB, snapshotter string) *host {
 			t.Error(err)
 		}
 	})
+	if start != nil {
+		h.containerd = start(layout)
+	}
 	h.start(t)
 	return h
 }

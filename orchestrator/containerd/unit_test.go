@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -183,6 +184,16 @@ func TestUnifiedStats(t *testing.T) {
 	}
 	if _, err = h.stats("/p/none"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no cgroup: got %v", err)
+	}
+}
+
+func TestParseVersion(t *testing.T) {
+	for in, want := range map[string][2]int{
+		"v2.4.2": {2, 4}, "1.6.20~ds1": {1, 6}, "v1.7.24-rc.1+unknown": {1, 7}, "2.10": {2, 10}, "": {math.MaxInt, 0}, "master": {math.MaxInt, 0}, "2": {math.MaxInt, 0},
+	} {
+		if major, minor := parseVersion(in); major != want[0] || minor != want[1] {
+			t.Errorf("%q: got %d.%d, want %d.%d", in, major, minor, want[0], want[1])
+		}
 	}
 }
 
