@@ -50,7 +50,8 @@ func (b *builder) adopt(ctx context.Context) error {
 	return err
 }
 
-// acquire makes sure that buildkitd runs and answers, and counts a user.
+// acquire makes sure that buildkitd runs and answers, and counts a user. One that does not answer is replaced, but not while
+// others use it: a host that is slow enough only makes it seem dead, and their builds would die with it.
 func (b *builder) acquire(ctx context.Context) error {
 	select {
 	case b.sem <- struct{}{}:
@@ -79,6 +80,11 @@ func (b *builder) acquire(ctx context.Context) error {
 		if ctx.Err() != nil {
 			b.rest()
 			return ctx.Err()
+		}
+		if b.users > 0 && x.alive() {
+			b.log.Warn("buildkitd is slow to answer", "users", b.users, "err", err)
+			b.users++
+			return nil
 		}
 		b.log.Warn("replacing buildkitd", "err", err)
 		if err := b.end(ctx); err != nil {

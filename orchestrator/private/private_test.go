@@ -683,6 +683,42 @@ func TestBuildkit(t *testing.T) {
 	}
 }
 
+// A buildkitd that is too slow to answer keeps the builds of others; only one that nobody uses is replaced.
+func TestSlowBuildkitIsKept(t *testing.T) {
+	l := realLayout(t)
+	e := start(t, Options{Layout: l})
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	_, first, err := e.Buildkit(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := e.Status()[1].PID
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	long, grace := adoptTimeout, stopGrace
+	adoptTimeout, stopGrace = 300*time.Millisecond, time.Second // it never answers, however long one waits
+	defer func() { adoptTimeout, stopGrace = long, grace }()
+	_, second, err := e.Buildkit(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := e.Status()[1]; s.PID != pid || s.Restarts != 0 {
+		t.Errorf("with a user: %+v; want process %d kept", s, pid)
+	}
+	first()
+	second()
+	_, third, err := e.Buildkit(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer third()
+	if s := e.Status()[1]; s.PID == pid || s.Restarts != 1 {
+		t.Errorf("without users: %+v; want process %d replaced", s, pid)
+	}
+}
+
 func TestKilledDaemonsBuildkitEnds(t *testing.T) {
 	l := realLayout(t)
 	first := start(t, Options{Layout: l})

@@ -178,6 +178,16 @@ func (p *program) isRunningAs(pid int) bool {
 	return err1 == nil && err2 == nil && theirs == ours
 }
 
+// alive tells whether the process has not ended yet.
+func (x *process) alive() bool {
+	select {
+	case <-x.exited:
+		return false
+	default:
+		return true
+	}
+}
+
 // current tells whether the process runs the very executable that start would run; after an upgrade it does not.
 func (x *process) current() bool {
 	want, err := os.Stat(x.program.exe)

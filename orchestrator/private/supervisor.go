@@ -42,9 +42,7 @@ func status(p *program, x *process, restarts int) Status {
 	if x == nil {
 		return st
 	}
-	select {
-	case <-x.exited:
-	default:
+	if x.alive() {
 		st.PID, st.Since, st.Adopted = x.pid, x.started, x.adopted
 	}
 	return st
