@@ -233,9 +233,9 @@ type controller struct {
 var controllers = []controller{
 	{"devices", true, "containers cannot be kept from devices", true},
 	{"freezer", true, "containers cannot be killed as a whole", true},
-	{"cpu", false, "limits.cpus has no effect", false},
-	{"memory", false, "limits.memory has no effect and memory is not shown", false},
-	{"pids", false, "limits.pids has no effect", false},
+	{"cpu", false, "sessions with limits.cpus cannot start", false},
+	{"memory", false, "sessions with limits.memory cannot start, and memory is not shown", false},
+	{"pids", false, "sessions with limits.pids cannot start", false},
 }
 
 func (c *checker) cgroups() {

@@ -113,8 +113,8 @@ func TestCheck(t *testing.T) {
 		{name: "cgroup_v2_few", change: func(_ *Host, files map[string]string) {
 			files["/sys/fs/cgroup/cgroup.controllers"] = "cpu\n"
 		}, want: []string{
-			"warning cgroups: v2: no memory controller: limits.memory has no effect and memory is not shown -> boot with cgroup_enable=memory on the kernel's command line",
-			"warning cgroups: v2: no pids controller: limits.pids has no effect -> it is in use by a version 1 hierarchy or not delegated to this container; unmount that, or delegate it"}},
+			"warning cgroups: v2: no memory controller: sessions with limits.memory cannot start, and memory is not shown -> boot with cgroup_enable=memory on the kernel's command line",
+			"warning cgroups: v2: no pids controller: sessions with limits.pids cannot start -> it is in use by a version 1 hierarchy or not delegated to this container; unmount that, or delegate it"}},
 		{name: "cgroup_v1", change: func(h *Host, files map[string]string) { v1(h, files, v1Mounts) }},
 		{name: "cgroup_hybrid", change: func(h *Host, files map[string]string) { v1(h, files, v1Mounts+hybridMount) }},
 		{name: "cgroup_hybrid_without_v1", change: func(h *Host, files map[string]string) {
@@ -123,9 +123,9 @@ func TestCheck(t *testing.T) {
 		}, want: []string{
 			"error cgroups: hybrid: no devices controller: containers cannot be kept from devices -> the kernel lacks it; use one built with it",
 			"error cgroups: hybrid: no freezer controller: containers cannot be killed as a whole -> the kernel lacks it; use one built with it",
-			"warning cgroups: hybrid: no cpu controller: limits.cpus has no effect -> the kernel lacks it; use one built with it",
-			"warning cgroups: hybrid: no memory controller: limits.memory has no effect and memory is not shown -> the kernel lacks it; use one built with it",
-			"warning cgroups: hybrid: no pids controller: limits.pids has no effect -> the kernel lacks it; use one built with it"}},
+			"warning cgroups: hybrid: no cpu controller: sessions with limits.cpus cannot start -> the kernel lacks it; use one built with it",
+			"warning cgroups: hybrid: no memory controller: sessions with limits.memory cannot start, and memory is not shown -> the kernel lacks it; use one built with it",
+			"warning cgroups: hybrid: no pids controller: sessions with limits.pids cannot start -> the kernel lacks it; use one built with it"}},
 		{name: "cgroup_v1_unmounted", change: func(h *Host, files map[string]string) {
 			v1(h, files, strings.Replace(v1Mounts, "rw,devices", "rw,net_cls", 1))
 		}, want: []string{

@@ -158,6 +158,17 @@ func TestLimitFiles(t *testing.T) {
 	}
 }
 
+// What berth doctor says of a host that lacks a controller: sessions with the limit cannot start.
+func TestLimitWithoutController(t *testing.T) {
+	for _, h := range []*cgroupHost{{by: map[string]string{}}, {unified: true, by: map[string]string{"": filepath.Join(t.TempDir(), "none")}}} {
+		for _, l := range []orchestrator.Limits{{CPUs: 1}, {Memory: 1 << 20}, {PIDs: 7}} {
+			if err := h.create("/berth/p", l); !errors.Is(err, orchestrator.ErrUnavailable) {
+				t.Errorf("unified %v, %+v: got %v", h.unified, l, err)
+			}
+		}
+	}
+}
+
 // TestUnifiedStats reads what version 2 of cgroups offers, wherever the test runs.
 func TestUnifiedStats(t *testing.T) {
 	root := t.TempDir()
