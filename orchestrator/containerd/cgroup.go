@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"berth/orchestrator"
@@ -26,6 +27,8 @@ type cgroupHost struct {
 	hybrid  bool     // version 1 and an unused version 2
 	roots   []string // mount points of all hierarchies
 	by      map[string]string
+
+	parent sync.Mutex // held while a pod's parent is made or removed
 }
 
 // findCgroups reads the mount table.
@@ -73,8 +76,14 @@ func (h *cgroupHost) mode() string {
 	return "v1"
 }
 
-// create makes the cgroup p with limits l. Without limits there is nothing to do: the runtime makes parents itself.
+// create makes the cgroup p, in every hierarchy, with limits l. The runtime would make it itself, but then its parent could
+// be removed with the last pod of before meanwhile. Where it cannot be made the runtime will tell, if it needs to.
 func (h *cgroupHost) create(p string, l orchestrator.Limits) error {
+	h.parent.Lock()
+	for _, root := range h.roots {
+		os.MkdirAll(filepath.Join(root, p), 0o755)
+	}
+	h.parent.Unlock()
 	for _, f := range h.limitFiles(l) {
 		if err := h.enable(f.controller, p); err != nil {
 			return fmt.Errorf("cgroup %q: %w", p, err)
@@ -161,7 +170,9 @@ func (h *cgroupHost) remove(p string) error {
 			time.Sleep(2 * time.Millisecond)
 		}
 		if parent := filepath.Dir(dir); parent != root {
+			h.parent.Lock()
 			unix.Rmdir(parent) // refused while it has other children
+			h.parent.Unlock()
 		}
 	}
 	return nil

@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 )
 
 var update = flag.Bool("update", false, "write golden files")
@@ -166,6 +167,36 @@ func TestLimitWithoutController(t *testing.T) {
 				t.Errorf("unified %v, %+v: got %v", h.unified, l, err)
 			}
 		}
+	}
+}
+
+// The last pod of an instance goes while the next one comes.
+func TestCgroupParent(t *testing.T) {
+	root := t.TempDir()
+	h := &cgroupHost{roots: []string{root}, by: map[string]string{}}
+	var g errgroup.Group
+	for i := range 4 {
+		p := fmt.Sprintf("/berth/p%d", i)
+		g.Go(func() error {
+			for range 500 {
+				if err := h.create(p, orchestrator.Limits{}); err != nil {
+					return err
+				}
+				if err := os.Mkdir(filepath.Join(root, p, "c"), 0o755); err != nil {
+					return err
+				}
+				if err := h.remove(p); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	if exists(filepath.Join(root, "berth")) {
+		t.Error("the parent is left")
 	}
 }
 
