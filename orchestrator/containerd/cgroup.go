@@ -222,7 +222,8 @@ func (h *cgroupHost) contains(p string, pid int) (bool, error) {
 	return false, nil
 }
 
-// kill kills every process in cgroup p and below.
+// kill kills every process in cgroup p, and returns in version 1 and before Linux 5.14 when they are gone. Those in cgroups below
+// are killed only by newer kernels; containers are given no cgroup file system to make any in.
 func (h *cgroupHost) kill(p string) error {
 	if h.unified {
 		err := os.WriteFile(filepath.Join(h.by[""], p, "cgroup.kill"), []byte("1"), 0) // since Linux 5.14
