@@ -124,8 +124,13 @@ func (e *Engine) createContainer(caller context.Context, pod string, spec orches
 		}
 	}()
 	// The record first: it keeps the snapshot from containerd's garbage collector, and a creation killed half-way is found by it.
+	labels := maps.Clone(spec.Labels)
+	if labels == nil {
+		labels = make(map[string]string)
+	}
+	labels[labelLayer+e.snapshotter] = img.chain
 	err = e.createRecord(ctx, pod, spec.Name, oci, containers.Container{
-		Labels:      maps.Clone(spec.Labels),
+		Labels:      labels,
 		Image:       spec.Image,
 		Snapshotter: e.snapshotter,
 		SnapshotKey: id,
@@ -523,7 +528,7 @@ func (e *Engine) containerStatus(c containers.Container, t *tasktypes.Process) o
 		s.Digest = r.Digest
 	}
 	for k, v := range c.Labels {
-		if k == labelPod || k == labelName {
+		if k == labelPod || k == labelName || strings.HasPrefix(k, labelLayer) {
 			continue
 		}
 		if s.Labels == nil {

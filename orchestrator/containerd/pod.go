@@ -34,6 +34,10 @@ const (
 
 	labelPod  = "berth.pod"
 	labelName = "berth.container"
+	// labelLayer and the snapshotter's name are containerd's label for a snapshot that its garbage collector is to keep: the
+	// parent of the writable layer, which nothing else may hold while that is replaced, if the image has been built anew.
+	// https://github.com/containerd/containerd/blob/main/docs/garbage-collection.md
+	labelLayer = "containerd.io/gc.ref.snapshot."
 
 	// Keys of a sandbox record's extensions. The values are JSON or opaque; the type URL is the key itself.
 	extSpec = "berth.spec"

@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"berth/orchestrator"
 	"berth/orchestrator/conformance"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -161,6 +163,66 @@ func TestReboot(t *testing.T) {
 		t.Error(err)
 	}
 	if err := e.RemovePod(ctx, "p"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A container starts anew from the image it was made of, whatever has become of the image's name meanwhile.
+func TestRestartWithoutImage(t *testing.T) {
+	ctx := t.Context()
+	h := newHost(t, "overlayfs")
+	e := h.open(t)
+	defer e.Close()
+	h.importImage(t, e)
+	if _, err := e.CreatePod(ctx, orchestrator.PodSpec{ID: "p"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.CreateContainer(ctx, "p", orchestrator.ContainerSpec{Name: "c", Image: conformance.ImageRef, Command: []string{"toolbox", "exit", "0"}}); err != nil {
+		t.Fatal(err)
+	}
+	run := func() {
+		t.Helper()
+		if _, err := e.StartContainer(ctx, "p", "c"); err != nil {
+			t.Fatal(err)
+		}
+		within(t, "the program ends", func() bool {
+			st, err := e.Container(ctx, "p", "c")
+			return err == nil && st.State == orchestrator.StateExited && st.ExitCode == 0
+		})
+	}
+	run()
+	// As a build does that gives the name to another image, with the collector's run at the worst moment of a restart.
+	nctx := e.withNamespace(ctx)
+	if err := e.client.ImageService().Delete(nctx, conformance.ImageRef); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.deleteTask(nctx, "p.c"); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.client.SnapshotService(e.snapshotter).Remove(nctx, "p.c"); err != nil {
+		t.Fatal(err)
+	}
+	prune := func() {
+		t.Helper()
+		if _, err := e.images.(*images).Prune(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prune()
+	run()
+	if st, err := e.Container(ctx, "p", "c"); err != nil || len(st.Labels) != 0 {
+		t.Errorf("labels of our own are shown: %v, %v", st.Labels, err)
+	}
+	// It goes with the container.
+	if err := e.RemovePod(ctx, "p"); err != nil {
+		t.Fatal(err)
+	}
+	prune()
+	err := e.client.SnapshotService(e.snapshotter).Walk(nctx, func(_ context.Context, i snapshots.Info) error {
+		t.Errorf("snapshot %q is left", i.Name)
+		return nil
+	})
+	if err != nil {
 		t.Error(err)
 	}
 }
