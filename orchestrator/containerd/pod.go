@@ -398,7 +398,7 @@ func (e *Engine) removePod(ctx context.Context, id string) error {
 	if err := e.cgroups.remove(e.podCgroup(id)); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(e.logDir(id)); err != nil {
+	if err := removeBusy(e.logDir(id)); err != nil {
 		return err
 	}
 	if err := e.client.SandboxStore().Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
@@ -406,6 +406,19 @@ func (e *Engine) removePod(ctx context.Context, id string) error {
 	}
 	return nil
 }
+
+// removeBusy removes a directory into which something may still be written: the exit of a container is recorded when it is told.
+func removeBusy(dir string) error {
+	for end := time.Now().Add(removePatience); ; {
+		err := os.RemoveAll(dir)
+		if !errors.Is(err, unix.ENOTEMPTY) || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+// removePatience is for a few records that come late.
+const removePatience = 10 * time.Second
 
 // removeContainer removes task, record and snapshot, in this order, so that each step finds what it needs when called again.
 func (e *Engine) removeContainer(ctx context.Context, id, snapshotter, key string) error {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -197,6 +198,34 @@ func TestCgroupParent(t *testing.T) {
 	}
 	if exists(filepath.Join(root, "berth")) {
 		t.Error("the parent is left")
+	}
+}
+
+// Exits are recorded while their pod's directory is removed.
+func TestRemoveBusy(t *testing.T) {
+	for range 4 {
+		dir := filepath.Join(t.TempDir(), "pod")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		var writer sync.WaitGroup
+		begun := make(chan struct{})
+		writer.Go(func() {
+			for i := range 400 {
+				os.WriteFile(filepath.Join(dir, fmt.Sprintf("c%d.exit", i)), nil, 0o600)
+				if i == 100 {
+					close(begun)
+				}
+			}
+		})
+		<-begun
+		if err := removeBusy(dir); err != nil {
+			t.Error(err)
+		}
+		writer.Wait()
+		if exists(dir) {
+			t.Error("it is still there")
+		}
 	}
 }
 
