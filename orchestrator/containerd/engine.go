@@ -20,10 +20,12 @@ package containerd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -66,8 +68,9 @@ type Engine struct {
 	images      orchestrator.Images
 	cgroups     *cgroupHost
 	runcOptions *options.Options
-	releases    bool // the runtime's created processes are started by release
-	volatile    bool // overlay mounts can be volatile
+	releases    bool   // the runtime's created processes are started by release
+	fifos       string // directory of the pipes of execs
+	volatile    bool   // overlay mounts can be volatile
 
 	network *network
 	watch   *watcher
@@ -136,6 +139,10 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	if err != nil {
 		e.log.Debug("kernel version", "error", err)
 	}
+	if e.fifos, err = makeFIFODir(filepath.Join(opt.Layout.Run, "fifo")); err != nil {
+		client.Close()
+		return nil, err
+	}
 	e.images = newImages(e)
 	e.network = newNetwork(e, opt.Subnet)
 	bg, stop := context.WithCancel(context.Background())
@@ -191,7 +198,7 @@ func (e *Engine) Close() error {
 	e.stop()
 	e.watch.close()
 	e.work.Wait()
-	return e.client.Close()
+	return errors.Join(removeFIFODir(e.fifos), e.client.Close())
 }
 
 // namespace is the containerd namespace that holds everything of an instance, and nothing else: several may share a containerd.

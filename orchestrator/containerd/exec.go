@@ -1,11 +1,13 @@
 package containerd
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -27,6 +29,63 @@ var execCount atomic.Uint64
 // drain is how long output may still come after an exec has ended: a child that it left behind can hold the pipes open
 // for ever.
 const drain = 2 * time.Second
+
+// A process that is killed leaves the pipes of the execs under way: each engine has a directory of its own for them, whose
+// name tells of which process it is, by identifier and start (field 22 of proc_pid_stat(5)).
+
+// fifoDirs numbers the engines of this process.
+var fifoDirs atomic.Uint64
+
+// makeFIFODir makes an engine's directory below parent and removes those of processes that live no more.
+func makeFIFODir(parent string) (string, error) {
+	old, err := os.ReadDir(parent)
+	if err != nil && !os.IsNotExist(err) {
+		return "", fmt.Errorf("pipes: %w", err)
+	}
+	for _, d := range old {
+		var pid int
+		var start, n uint64
+		if _, err := fmt.Sscanf(d.Name(), "%d-%d-%d", &pid, &start, &n); err == nil && processStart(pid) == start {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(parent, d.Name())); err != nil {
+			return "", fmt.Errorf("pipes: %w", err)
+		}
+	}
+	dir := filepath.Join(parent, fmt.Sprintf("%d-%d-%d", os.Getpid(), processStart(os.Getpid()), fifoDirs.Add(1)))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("pipes: %w", err)
+	}
+	return dir, nil
+}
+
+// removeFIFODir undoes makeFIFODir.
+func removeFIFODir(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("pipes: %w", err)
+	}
+	unix.Rmdir(filepath.Dir(dir)) // refused while another engine has its own there
+	return nil
+}
+
+// processStart is when a process was started, in clock ticks since boot; 0 if there is none.
+func processStart(pid int) uint64 {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// The second field is the program's name in parentheses, which may hold anything.
+	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	const start = 22 - 3
+	if len(f) <= start {
+		return 0
+	}
+	n, err := strconv.ParseUint(string(f[start]), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
 
 // Exec implements orchestrator.Engine.
 func (e *Engine) Exec(ctx context.Context, pod, name string, spec orchestrator.ExecSpec) (int, error) {
@@ -93,7 +152,7 @@ func (e *Engine) exec(ctx context.Context, id string, spec orchestrator.ExecSpec
 		input = &endNotifier{r: spec.Stdin, end: make(chan struct{})}
 		spec.Stdin = input
 	}
-	opts := []cio.Opt{cio.WithStreams(spec.Stdin, spec.Stdout, spec.Stderr), cio.WithFIFODir(filepath.Join(e.layout.Run, "fifo"))}
+	opts := []cio.Opt{cio.WithStreams(spec.Stdin, spec.Stdout, spec.Stderr), cio.WithFIFODir(e.fifos)}
 	if spec.TTY {
 		opts = append(opts, cio.WithTerminal)
 	}

@@ -229,6 +229,35 @@ func TestRemoveBusy(t *testing.T) {
 	}
 }
 
+func TestFIFODir(t *testing.T) {
+	parent := filepath.Join(t.TempDir(), "fifo")
+	mine, err := makeFIFODir(parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := os.Getpid()
+	for _, left := range []string{"4194304-1-1", fmt.Sprintf("%d-%d-1", pid, processStart(pid)-1), "123456"} {
+		if err := os.MkdirAll(filepath.Join(parent, left, "x"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	second, err := makeFIFODir(parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	dirs, err := os.ReadDir(parent)
+	for _, d := range dirs {
+		got = append(got, filepath.Join(parent, d.Name()))
+	}
+	if diff := cmp.Diff([]string{mine, second}, got); err != nil || diff != "" {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	if err := errors.Join(removeFIFODir(mine), removeFIFODir(second)); err != nil || exists(parent) {
+		t.Errorf("after the end of both: %v", err)
+	}
+}
+
 // TestUnifiedStats reads what version 2 of cgroups offers, wherever the test runs.
 func TestUnifiedStats(t *testing.T) {
 	root := t.TempDir()
