@@ -64,6 +64,8 @@ type logReader struct {
 	stop func() bool
 	once sync.Once
 	buf  [4096]byte
+
+	middle bool // the last byte read was not the end of a line
 }
 
 // watch starts to follow. It comes before the first read, so nothing that is written after a read goes unnoticed.
@@ -92,6 +94,21 @@ func (r *logReader) Read(p []byte) (int, error) {
 		}
 		removed := r.note == nil || r.removed()
 		n, err := r.f.Read(p)
+		if n > 0 && bytes.IndexByte(p[:n], 0) >= 0 {
+			skipped, serr := r.skipHole(n)
+			if serr != nil {
+				return 0, fmt.Errorf("log: %w", serr)
+			}
+			if skipped {
+				if !r.middle {
+					continue
+				}
+				p[0], n = '\n', 1 // what was read of the line is all there is
+			}
+		}
+		if n > 0 {
+			r.middle = p[n-1] != '\n'
+		}
 		if n > 0 || err != io.EOF || removed {
 			return n, err
 		}
@@ -102,6 +119,29 @@ func (r *logReader) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
+}
+
+// skipHole goes on behind the hole at the front, if the n bytes just read lie in it: the log has grown faster than it was read,
+// and a hole reads as zeros. Else it changes nothing.
+func (r *logReader) skipHole(n int) (bool, error) {
+	at, err := r.f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return false, err
+	}
+	end, err := r.f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return false, err
+	}
+	begin, err := dataStart(r.f, end)
+	if err != nil {
+		return false, err
+	}
+	inside := begin > at-int64(n)
+	if inside {
+		at = begin
+	}
+	_, err = r.f.Seek(at, io.SeekStart)
+	return inside, err
 }
 
 // removed tells whether the file has no name any more.

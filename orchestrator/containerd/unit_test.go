@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -380,6 +381,50 @@ func TestTrimLog(t *testing.T) {
 		if all := read(1 << 30); all != got {
 			t.Errorf("a tail longer than the log: got %d bytes, want %d", len(all), len(got))
 		}
+	}
+}
+
+// A reader that is slower than the log grows finds a hole where it is: it goes on behind it, with a whole line.
+func TestSlowLogReader(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "c.log")
+	w, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if _, err := w.WriteString("a\x00b\n"); err != nil { // a program may say so itself
+		t.Fatal(err)
+	}
+	const lines = 40000
+	for i := 1; i <= lines; i++ {
+		if _, err := fmt.Fprintf(w, "line %d\n", i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &logReader{ctx: t.Context(), f: f}
+	defer r.Close()
+	head := make([]byte, len("a\x00b\nline 1\nli"))
+	if _, err := io.ReadFull(r, head); err != nil || string(head) != "a\x00b\nline 1\nli" {
+		t.Fatalf("got %q, %v", head, err)
+	}
+	if err := trimTree(dir, 256<<10, 128<<10); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := io.ReadAll(r)
+	if err != nil || bytes.IndexByte(rest, 0) >= 0 {
+		t.Fatalf("NUL among what follows, %v: %.60q", err, rest)
+	}
+	var first int
+	if _, err := fmt.Sscanf(string(rest), "\nline %d\n", &first); err != nil || first < 2 {
+		t.Errorf("goes on with %.40q, %v", rest, err)
+	}
+	if n := bytes.Count(rest[1:], []byte("\n")); first+n-1 != lines {
+		t.Errorf("%d lines from line %d, but the last is %d", n, first, lines)
 	}
 }
 
