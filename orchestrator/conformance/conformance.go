@@ -390,28 +390,16 @@ func (s *suite) exitCodes(t *testing.T) {
 
 func (s *suite) freshLayer(t *testing.T) {
 	pod := s.newPod(t)
-	s.create(t, pod, s.spec("c", "write", "/srv/mark", "x"))
-	for range 2 {
+	// Started again it does not see what it wrote itself: the file is there in the same layer only.
+	s.create(t, pod, s.spec("c", "create", "/srv/mark"))
+	for range 3 {
 		s.start(t, pod, "c")
 		if st := s.exited(t, pod, "c"); st.ExitCode != 0 {
 			t.Fatalf("exit code %d: %s", st.ExitCode, s.log(t, pod, "c", -1))
 		}
 	}
-	s.create(t, pod, s.spec("ls", "ls", "/srv"))
-	s.start(t, pod, "ls")
-	s.exited(t, pod, "ls")
-	if got := s.log(t, pod, "ls", -1); got != "" {
+	if got := s.output(t, pod, s.spec("ls", "ls", "/srv")); got != "" {
 		t.Errorf("another container sees %q in its layer", got)
-	}
-	// The same container, started again, does not see what it wrote itself.
-	once := s.spec("once", "spawn", "0", "exit")
-	once.Command = []string{"toolbox", "ls", "/srv"}
-	s.run(t, pod, once)
-	s.exited(t, pod, "once")
-	s.start(t, pod, "once")
-	s.exited(t, pod, "once")
-	if got := s.log(t, pod, "once", -1); got != "" {
-		t.Errorf("the layer of a container started anew holds %q", got)
 	}
 }
 

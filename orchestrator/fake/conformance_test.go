@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strconv"
 	"strings"
@@ -119,6 +120,11 @@ func toolbox(ctx context.Context, e *fake.Engine, p *fake.Process) int {
 		data, err := p.ReadFile(args[1])
 		p.Stdout.Write(data)
 		return fail(err)
+	case "create":
+		if _, err := p.ReadFile(args[1]); err == nil {
+			return fail(&fs.PathError{Op: "open", Path: args[1], Err: fs.ErrExist})
+		}
+		return fail(p.WriteFile(args[1], nil))
 	case "write":
 		return fail(p.WriteFile(args[1], []byte(args[2])))
 	case "env":

@@ -93,6 +93,12 @@ func run(args []string) error {
 		data, err := os.ReadFile(args[0])
 		os.Stdout.Write(data)
 		return err
+	case "create": // a file that must not be there
+		f, err := os.OpenFile(args[0], os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		if err != nil {
+			return err
+		}
+		return f.Close()
 	case "write":
 		return os.WriteFile(args[0], []byte(args[1]), 0o644)
 	case "env":
