@@ -60,6 +60,9 @@ func Run(t *testing.T, factory func(t *testing.T) Host) {
 		run  func(*suite, *testing.T)
 	}{
 		{"info", (*suite).info},
+		{"images", (*suite).images},
+		{"image_in_use", (*suite).imageInUse},
+		{"image_rebuilt", (*suite).imageRebuilt},
 		{"pod", (*suite).pod},
 		{"pod_names", (*suite).podNames},
 		{"container", (*suite).container},

@@ -26,14 +26,24 @@ const ImageRef = "localhost/berth/conformance:latest"
 // made of the static program in ./toolbox. Two layers, so that chains are exercised.
 func Image(t testing.TB) []byte {
 	t.Helper()
-	archive, err := image()
+	return variant(t, ImageRef, "top\n")
+}
+
+// variant is Image with another name and another text in its file /etc/release.
+func variant(t testing.TB, ref, release string) []byte {
+	t.Helper()
+	program, err := toolbox()
+	var archive []byte
+	if err == nil {
+		archive, err = buildArchive(program, ref, release)
+	}
 	if err != nil {
 		t.Fatalf("conformance image: %v", err)
 	}
 	return archive
 }
 
-var image = sync.OnceValues(func() ([]byte, error) {
+var toolbox = sync.OnceValues(func() ([]byte, error) {
 	dir, err := os.MkdirTemp("", "berth-toolbox-*")
 	if err != nil {
 		return nil, err
@@ -45,11 +55,7 @@ var image = sync.OnceValues(func() ([]byte, error) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, &exec.Error{Name: string(out), Err: err}
 	}
-	data, err := os.ReadFile(program)
-	if err != nil {
-		return nil, err
-	}
-	return buildArchive(data)
+	return os.ReadFile(program)
 })
 
 type file struct {
@@ -58,7 +64,7 @@ type file struct {
 	data []byte
 }
 
-func buildArchive(program []byte) ([]byte, error) {
+func buildArchive(program []byte, ref, release string) ([]byte, error) {
 	base, err := tarball([]file{
 		{name: "bin/", mode: 0o755}, {name: "etc/", mode: 0o755}, {name: "tmp/", mode: 0o1777}, {name: "home/", mode: 0o755},
 		{name: "etc/release", mode: 0o644, data: []byte("base\n")},
@@ -69,7 +75,7 @@ func buildArchive(program []byte) ([]byte, error) {
 		return nil, err
 	}
 	top, err := tarball([]file{
-		{name: "etc/", mode: 0o755}, {name: "etc/release", mode: 0o644, data: []byte("top\n")},
+		{name: "etc/", mode: 0o755}, {name: "etc/release", mode: 0o644, data: []byte(release)},
 		{name: "srv/", mode: 0o777},
 	})
 	if err != nil {
@@ -105,7 +111,7 @@ func buildArchive(program []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	manifest.Annotations = map[string]string{"io.containerd.image.name": ImageRef, ocispec.AnnotationRefName: "latest"}
+	manifest.Annotations = map[string]string{"io.containerd.image.name": ref, ocispec.AnnotationRefName: "latest"}
 	index, err := json.Marshal(ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{manifest},
 	})

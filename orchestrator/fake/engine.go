@@ -167,7 +167,7 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, spec orchest
 	}
 	spec.Labels = maps.Clone(spec.Labels)
 	p.containers[spec.Name] = &container{
-		pod: podID, spec: spec, others: map[*Process]struct{}{}, log: newLogBuffer(),
+		pod: podID, spec: spec, image: img, others: map[*Process]struct{}{}, log: newLogBuffer(),
 		status: orchestrator.ContainerStatus{Name: spec.Name, Image: spec.Image, Digest: img.Digest, State: orchestrator.StateCreated, Labels: spec.Labels},
 	}
 	return nil
@@ -220,24 +220,16 @@ func (e *Engine) StartContainer(ctx context.Context, podID, name string) (int, e
 	if !e.pods[podID].Running {
 		return 0, containerErr(podID, name, fmt.Errorf("%w: the pod's anchor does not run", orchestrator.ErrState))
 	}
-	img := e.images.images[c.spec.Image]
 	args := c.spec.Command
-	var env []string
-	if img != nil {
-		env = img.Env
-		if len(args) == 0 {
-			args = img.Cmd
-		}
+	if len(args) == 0 {
+		args = c.image.Cmd
 	}
 	program, err := e.program(args, c.spec.Image)
 	if err != nil {
 		return 0, containerErr(podID, name, err)
 	}
-	p := e.newProcess(c, args, mergeEnv(env, c.spec.Env))
-	if p.Cwd == "" && img != nil {
-		p.Cwd = img.cwd
-	}
-	p.Cwd = cmp.Or(p.Cwd, "/")
+	p := e.newProcess(c, args, mergeEnv(c.image.Env, c.spec.Env))
+	p.Cwd = cmp.Or(p.Cwd, c.image.cwd, "/")
 	c.layer = map[string]string{}
 	p.Stdin, p.Stdout, p.Stderr = strings.NewReader(""), output{p, c.log}, output{p, c.log}
 	c.proc = p

@@ -70,6 +70,7 @@ type pod struct {
 type container struct {
 	pod    string
 	spec   orchestrator.ContainerSpec
+	image  *image // which it was made of, whatever bears the name now
 	status orchestrator.ContainerStatus
 	proc   *Process              // of the last start
 	others map[*Process]struct{} // execs, and children of any

@@ -205,11 +205,9 @@ func (p *Process) ReadFile(name string) ([]byte, error) {
 	if text, ok := p.c.layer[name]; ok {
 		return []byte(text), nil
 	}
-	if img := p.w.images.images[p.c.spec.Image]; img != nil {
-		if at, err := img.resolve(name); err == nil {
-			if text, ok := img.files[at]; ok {
-				return []byte(text), nil
-			}
+	if at, err := p.c.image.resolve(name); err == nil {
+		if text, ok := p.c.image.files[at]; ok {
+			return []byte(text), nil
 		}
 	}
 	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
@@ -252,10 +250,8 @@ func (p *Process) ReadDir(name string) ([]string, error) {
 	for f := range p.c.layer {
 		add(f)
 	}
-	if img := p.w.images.images[p.c.spec.Image]; img != nil {
-		for f := range img.files {
-			add(f)
-		}
+	for f := range p.c.image.files {
+		add(f)
 	}
 	return slices.Sorted(maps.Keys(seen)), nil
 }
