@@ -70,7 +70,7 @@ type field struct {
 
 var fields = []field{
 	{table: "engine", key: "containerd", example: `"/run/containerd/containerd.sock"`,
-		doc: "Unix socket of an existing containerd to use. Unset: Berth runs a containerd of its own.",
+		doc: "Unix socket of an existing containerd to use, 1.7 or newer. Unset: Berth runs a containerd of its own.",
 		ptr: func(c *Config) any { return &c.Engine.Containerd }, check: absolute},
 	{table: "engine", key: "snapshotter",
 		doc: "How layers are stacked: \"overlayfs\"; \"btrfs\", when /var/lib/berth lies on btrfs; \"native\", which copies\n" +
