@@ -133,7 +133,7 @@ func (s State) processes(l paths.Layout) error {
 }
 
 // network finds the host's ends of the pods' interfaces, which have an address of the instance's subnet (nothing in their
-// names tells whose they are), and the tables of the firewall that bear the instance's name.
+// names tells whose they are), and the tables and rules of the firewall that bear the instance's name.
 func (s State) network(l paths.Layout) error {
 	text, err := os.ReadFile(l.Subnet())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -163,11 +163,22 @@ func (s State) network(l paths.Layout) error {
 	}
 	out, err := exec.Command("nft", "list", "tables").Output()
 	if err != nil {
-		return nil // without nft there are no tables
+		out = nil // without nft there are no tables
 	}
 	for line := range strings.Lines(string(out)) {
 		if strings.HasSuffix(strings.TrimSpace(line), " "+l.Instance()) {
 			s["firewall tables"] = append(s["firewall tables"], strings.TrimSpace(line))
+		}
+	}
+	for _, table := range []string{"nat", "filter"} {
+		out, err := exec.Command("iptables", "-w", "-t", table, "-S").Output()
+		if err != nil {
+			continue // as without iptables
+		}
+		for line := range strings.Lines(string(out)) {
+			if slices.Contains(strings.Fields(strings.ReplaceAll(line, `"`, "")), l.Instance()) {
+				s["firewall rules"] = append(s["firewall rules"], table+" "+strings.TrimSpace(line))
+			}
 		}
 	}
 	return nil
