@@ -211,17 +211,14 @@ func cycles(ctx context.Context, b *bench) error {
 		}
 	}
 	each := time.Since(start) / n
-	// containerd's collector takes removed snapshots off the disk in its own time.
-	var left []string
-	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		after, err := hoststate.Take(b.inst.Layout)
-		if err != nil {
-			return err
-		}
-		if left = hoststate.Diff(before, after); len(left) == 0 || time.Now().After(end) {
-			break
-		}
+	if err := hoststate.Collect(ctx, b.inst.Layout, ""); err != nil {
+		return err
 	}
+	after, err := hoststate.Take(b.inst.Layout)
+	if err != nil {
+		return err
+	}
+	left := hoststate.Diff(before, after)
 	fmt.Printf("%d cycles of up and stop\n", n)
 	fmt.Printf("  each                  %5d ms\n", each.Milliseconds())
 	fmt.Printf("  left on the host      %5d      (to hold: 0)\n", len(left))

@@ -3,6 +3,8 @@
 package hoststate
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,6 +16,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 
 	"berth/internal/paths"
 )
@@ -84,6 +90,27 @@ func Take(l paths.Layout) (State, error) {
 		s[k] = slices.Compact(s[k])
 	}
 	return s, nil
+}
+
+// Collect lets the containerd at socket, "" for the instance's own, take removed snapshots and content off the disk and returns when it has. By itself it does so
+// after a pause that grows with how long its last collection took, on a busy machine minutes.
+func Collect(ctx context.Context, l paths.Layout, socket string) error {
+	socket = cmp.Or(socket, l.ContainerdSocket())
+	c, err := containerd.New(socket, containerd.WithDefaultNamespace(l.Instance()))
+	if err != nil {
+		return fmt.Errorf("containerd %q: %w", socket, err)
+	}
+	defer c.Close()
+	// The end of a lease that is waited for runs the collector.
+	ctx = namespaces.WithNamespace(ctx, l.Instance())
+	lease, err := c.LeasesService().Create(ctx, leases.WithRandomID())
+	if err != nil {
+		return fmt.Errorf("containerd: lease: %w", err)
+	}
+	if err := c.LeasesService().Delete(ctx, lease, leases.SynchronousDelete); err != nil {
+		return fmt.Errorf("containerd: lease: %w", err)
+	}
+	return nil
 }
 
 // engineOwn tells whether a path below State or Run belongs to the engine's databases.

@@ -8,8 +8,6 @@ import (
 	"berth/internal/hoststate"
 	"berth/orchestrator"
 	"berth/orchestrator/conformance"
-
-	"github.com/containerd/containerd/v2/core/leases"
 )
 
 func TestConformance(t *testing.T) {
@@ -28,7 +26,7 @@ func runSuite(t *testing.T, snapshotter string) {
 			Engine: e, Image: conformance.ImageRef, Local: true, NAT: canNAT(),
 			Reopen:  func(t *testing.T) orchestrator.Engine { return h.open(t) },
 			Restart: func(t *testing.T) { h.restart(t) },
-			State:   func(t *testing.T) map[string][]string { return h.state(t, e) },
+			State:   func(t *testing.T) map[string][]string { return h.state(t) },
 		}
 	})
 }
@@ -39,15 +37,9 @@ func canNAT() bool {
 }
 
 // state lists what pods could leave behind.
-func (h *host) state(t *testing.T, e *Engine) map[string][]string {
+func (h *host) state(t *testing.T) map[string][]string {
 	t.Helper()
-	// The end of a lease that is waited for runs the garbage collector: removed snapshots are off the disk then.
-	ctx := e.withNamespace(t.Context())
-	lease, err := e.client.LeasesService().Create(ctx, leases.WithRandomID())
-	if err == nil {
-		err = e.client.LeasesService().Delete(ctx, lease, leases.SynchronousDelete)
-	}
-	if err != nil {
+	if err := hoststate.Collect(t.Context(), h.layout, h.containerd); err != nil {
 		t.Fatal(err)
 	}
 	s, err := hoststate.Take(h.layout)

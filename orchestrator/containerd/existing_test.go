@@ -132,7 +132,7 @@ func TestExistingContainerd(t *testing.T) {
 			return conformance.Host{
 				Engine: e, Image: conformance.ImageRef, Local: true, NAT: canNAT(),
 				Reopen: func(t *testing.T) orchestrator.Engine { return h.open(t) },
-				State:  func(t *testing.T) map[string][]string { return h.state(t, e) },
+				State:  func(t *testing.T) map[string][]string { return h.state(t) },
 			}
 		})
 	})

@@ -88,7 +88,7 @@ func TestReboot(t *testing.T) {
 	h := newHost(t, "overlayfs")
 	e := h.open(t)
 	h.importImage(t, e)
-	before := h.state(t, e)
+	before := h.state(t)
 	spec := orchestrator.PodSpec{ID: "p", Data: []byte("plan"), Limits: orchestrator.Limits{PIDs: 500}}
 	if canNAT() {
 		spec.Network = orchestrator.NetworkNAT
@@ -136,7 +136,7 @@ func TestReboot(t *testing.T) {
 	if err := e.RemovePod(ctx, "p"); err != nil {
 		t.Fatal(err)
 	}
-	after := h.state(t, e)
+	after := h.state(t)
 	// Unlike a real restart, this one leaves zombies for the host's init to reap, with their namespaces, and what the
 	// instance makes once and keeps was not there before.
 	for _, kind := range []string{"processes", "namespaces"} {

@@ -183,8 +183,13 @@ func (i *Instance) NothingLeft(t testing.TB) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			left = hoststate.Diff(before, after)
-			return len(left) == 0
+			if left = hoststate.Diff(before, after); len(left) == 0 {
+				return true
+			}
+			if err := hoststate.Collect(context.Background(), i.Layout, ""); err != nil {
+				t.Fatal(err)
+			}
+			return false
 		})
 	})
 }
