@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -132,6 +133,60 @@ func TestHostileServer(t *testing.T) {
 					t.Errorf("error %v", err)
 				}
 				c.Close()
+			}
+		})
+	}
+}
+
+// TestHostileScreenshot has servers lie about the screen. They must not make us hold more than its picture.
+func TestHostileScreenshot(t *testing.T) {
+	for name, tc := range map[string]struct {
+		width, height uint16
+		strip         int // bytes of the answers to GetImage
+		want          string
+	}{
+		"largest of the protocol": {65535, 65535, 4, "65535x65535"},
+		"one too wide":            {MaxWidth + 1, 600, 4, "8193x600"},
+		"one too high":            {800, MaxHeight + 1, 4, "800x8193"},
+		"nothing":                 {0, 0, 4, "0x0"},
+		"short strips":            {MaxWidth, MaxHeight, 4, "came as 4 bytes"},
+		"long strips":             {MaxWidth, MaxHeight, 2 << 20, "came as 2097152 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var strips atomic.Int32
+			dir, sock := fakeServer(t, func(c net.Conn, seq uint16, req []byte) bool {
+				var b []byte
+				switch req[0] {
+				case 14: // GetGeometry
+					b = packetOf(1, 24, seq, 0)
+					binary.LittleEndian.PutUint16(b[16:], tc.width)
+					binary.LittleEndian.PutUint16(b[18:], tc.height)
+				case 73: // GetImage
+					strips.Add(1)
+					b = packetOf(1, 24, seq, uint32(tc.strip/4), make([]byte, tc.strip)...)
+				}
+				_, err := c.Write(b)
+				return err == nil
+			})
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			c, err := Dial(ctx, dir, sock, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.setup.PixmapFormats = []xproto.Format{{Depth: c.screen.RootDepth, BitsPerPixel: 32, ScanlinePad: 32}}
+			c.screen.AllowedDepths = []xproto.DepthInfo{{Visuals: []xproto.VisualInfo{{VisualId: c.screen.RootVisual,
+				RedMask: 0xff0000, GreenMask: 0xff00, BlueMask: 0xff}}}}
+			if _, err := c.Screenshot(ctx); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error %v; want one that says %q", err, tc.want)
+			}
+			// A round trip, so that the server has seen all that was asked before.
+			if _, err := c.Size(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if n := strips.Load(); n > stripsAhead {
+				t.Errorf("%d strips were asked for before the first was there; want at most %d", n, stripsAhead)
 			}
 		})
 	}

@@ -17,6 +17,10 @@ import (
 // server stays responsive for its other clients in between.
 const stripBytes = 1 << 20
 
+// stripsAhead is how many are asked for ahead: enough to keep the server busy, and a bound to what a hostile one can
+// have us hold, which may answer each with maxReply.
+const stripsAhead = 4
+
 // Screenshot returns what is on the screen, without the pointer. All pixels are opaque.
 func (c *Conn) Screenshot(ctx context.Context) (*image.RGBA, error) {
 	return call(ctx, c, func(x *xgb.Conn) (*image.RGBA, error) {
@@ -45,33 +49,44 @@ func (c *Conn) shot(x *xgb.Conn) (*image.RGBA, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r.Dx() < 1 || r.Dy() < 1 || r.Dx() > MaxWidth || r.Dy() > MaxHeight { // 65535x65535 would be 17 GB
+		return nil, fmt.Errorf("the X server says its screen has %dx%d pixels, at most %dx%d are read",
+			r.Dx(), r.Dy(), MaxWidth, MaxHeight)
+	}
 	f, err := c.pixels()
 	if err != nil {
 		return nil, err
 	}
 	stride := (r.Dx()*f.size + f.pad - 1) / f.pad * f.pad
 	rows := max(1, stripBytes/stride)
-	var cookies []xproto.GetImageCookie
-	for y := 0; y < r.Dy(); y += rows {
-		cookies = append(cookies, xproto.GetImage(x, xproto.ImageFormatZPixmap, xproto.Drawable(c.screen.Root),
-			0, int16(y), uint16(r.Dx()), uint16(min(rows, r.Dy()-y)), 0xffffffff))
+	var ahead []xproto.GetImageCookie
+	ask := func(y int) {
+		if y < r.Dy() {
+			ahead = append(ahead, xproto.GetImage(x, xproto.ImageFormatZPixmap, xproto.Drawable(c.screen.Root),
+				0, int16(y), uint16(r.Dx()), uint16(min(rows, r.Dy()-y)), 0xffffffff))
+		}
+	}
+	for i := range stripsAhead {
+		ask(i * rows)
 	}
 	img := image.NewRGBA(r)
-	for i, ck := range cookies {
-		rep, err := ck.Reply()
+	for y := 0; y < r.Dy(); y += rows {
+		rep, err := ahead[0].Reply()
+		ahead = ahead[1:]
+		n := min(rows, r.Dy()-y)
+		if err == nil && len(rep.Data) != (n*stride+3)&^3 { // the protocol's unit
+			err = fmt.Errorf("%d rows came as %d bytes", n, len(rep.Data))
+		}
 		if err != nil {
-			for _, ck := range cookies[i+1:] { // so that no reply is left to arrive
+			for _, ck := range ahead { // so that no reply is left to arrive
 				ck.Reply()
 			}
 			return nil, err
 		}
-		n := min(rows, r.Dy()-i*rows)
-		if len(rep.Data) < n*stride {
-			return nil, fmt.Errorf("%d rows came as %d bytes", n, len(rep.Data))
-		}
+		ask(y + stripsAhead*rows)
 		for row := range n {
-			y := i*rows + row
-			f.convert(img.Pix[y*img.Stride:y*img.Stride+4*r.Dx()], rep.Data[row*stride:])
+			at := (y + row) * img.Stride
+			f.convert(img.Pix[at:at+4*r.Dx()], rep.Data[row*stride:])
 		}
 	}
 	return img, nil
