@@ -3,6 +3,7 @@ package session
 import (
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -185,5 +186,38 @@ func golden(t *testing.T, name, got string) {
 	}
 	if d := cmp.Diff(string(want), got); d != "" {
 		t.Errorf("%s (-want +got; -update rewrites it):\n%s", path, d)
+	}
+}
+
+// Lines of any length must not pass through the daemon's memory whole.
+func TestMergeLines(t *testing.T) {
+	long := strings.Repeat("x", maxLine)
+	for _, tc := range []struct {
+		name string
+		logs []string
+		want string
+	}{
+		{"one_after_the_other", []string{"a\n\nb\n", "c"}, "bus   | a\nbus   | \nbus   | b\npanel | c\n"},
+		{"longest_line", []string{long[1:] + "\nb\n"}, "bus   | " + long[1:] + "\nbus   | b\n"},
+		{"break_behind_the_piece", []string{long + "\n\nb\n"}, "bus   | " + long + "\nbus   | \nbus   | b\n"},
+		{"continued", []string{long + long + "tail\nb"}, "bus   | " + long + "\nbus   | " + long + "\nbus   | tail\nbus   | b\n"},
+		{"no_break_at_the_end", []string{long}, "bus   | " + long + "\n"},
+		{"empty", []string{""}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var logs []io.ReadCloser
+			for _, l := range tc.logs {
+				logs = append(logs, io.NopCloser(strings.NewReader(l)))
+			}
+			r := mergeLines(func() {}, logs, []string{"bus", "panel"}, len("panel"), false)
+			defer r.Close()
+			got, err := io.ReadAll(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(tc.want, string(got)); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+		})
 	}
 }
