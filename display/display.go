@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"time"
 
-	"berth/display/x11"
 	"berth/orchestrator"
 	"berth/profiles"
 )
@@ -28,12 +27,6 @@ const (
 	Socket     = "/tmp/.X11-unix/X0"
 	Xauthority = "/run/berth/Xauthority"
 	VNCSocket  = "${RUNTIME_DIR}/vnc.sock"
-)
-
-// Limits of a screen's size in pixels.
-const (
-	MinWidth, MinHeight = x11.MinWidth, x11.MinHeight
-	MaxWidth, MaxHeight = x11.MaxWidth, x11.MaxHeight
 )
 
 // Server is a kind of display server.
@@ -47,9 +40,8 @@ type Server interface {
 
 // Check reports a size or resolution that no server can have.
 func Check(d profiles.Display) error {
-	if d.Width < MinWidth || d.Height < MinHeight || d.Width > MaxWidth || d.Height > MaxHeight {
-		return fmt.Errorf("display size %dx%d: %w: choose one between %dx%d and %dx%d",
-			d.Width, d.Height, orchestrator.ErrInvalid, MinWidth, MinHeight, MaxWidth, MaxHeight)
+	if err := profiles.CheckSize(d.Width, d.Height); err != nil {
+		return fmt.Errorf("display: %w: %w", orchestrator.ErrInvalid, err)
 	}
 	if d.DPI < 24 || d.DPI > 960 {
 		return fmt.Errorf("display dpi %d: %w: choose one between 24 and 960", d.DPI, orchestrator.ErrInvalid)

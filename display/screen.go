@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"berth/display/x11"
+	"berth/profiles"
 )
 
 // Screen reads and changes the screens of running sessions. It keeps nothing between calls, so there is nothing to
@@ -23,7 +24,7 @@ func (Screen) Shot(ctx context.Context, socket, xauthority string, maxWidth int)
 		return nil, err
 	}
 	if maxWidth > 0 {
-		img = x11.Thumbnail(img, maxWidth, MaxHeight)
+		img = x11.Thumbnail(img, maxWidth, profiles.MaxHeight)
 	}
 	return x11.PNG(img)
 }

@@ -140,7 +140,7 @@ var schema = &field{typ: tTable, fields: []*field{
 		check: nonEmpty("session")},
 	{name: "display", typ: tTable, doc: "The X server.", fields: []*field{
 		{name: "server", doc: "Which X server draws the desktop.", def: "xvfb", enum: []string{"xvfb", "xvnc", "xorg", "xephyr", "host"}},
-		{name: "size", doc: "Width and height in pixels.", def: "1280x800",
+		{name: "size", doc: fmt.Sprintf("Width and height in pixels, from %dx%d to %dx%d.", MinWidth, MinHeight, MaxWidth, MaxHeight), def: "1280x800",
 			check: failing(func(s string) error { _, _, err := ParseSize(s); return err })},
 		{name: "dpi", typ: tInt, doc: "Dots per inch the server reports.", def: "96", check: between(24, 960)},
 	}},

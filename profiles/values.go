@@ -146,10 +146,22 @@ var (
 	volumeName    = isWord(64)
 )
 
+// Bounds of a screen's size in pixels, for whoever asks for one and for what is believed of an X server. Desktops do not
+// fit below; above, servers claim sizes that they then die of (Xvnc's framebuffer ends at 16,384, Xvfb's with the
+// memory).
 const (
-	minWidth, minHeight = 320, 200
-	maxSide             = 16384 // RandR of Xvfb and Xvnc; a frame of twice that is 4 GiB
+	MinWidth, MinHeight = 320, 200
+	MaxWidth, MaxHeight = 8192, 8192
 )
+
+// CheckSize reports a size that is out of bounds.
+func CheckSize(width, height int) error {
+	if width < MinWidth || height < MinHeight || width > MaxWidth || height > MaxHeight {
+		return fmt.Errorf("size %q is out of range: %dx%d to %dx%d", fmt.Sprintf("%dx%d", width, height),
+			MinWidth, MinHeight, MaxWidth, MaxHeight)
+	}
+	return nil
+}
 
 // ParseSize reads "1920x1080", in pixels.
 func ParseSize(s string) (width, height int, err error) {
@@ -159,8 +171,8 @@ func ParseSize(s string) (width, height int, err error) {
 	}
 	width, _ = strconv.Atoi(m[1]) // at most six digits
 	height, _ = strconv.Atoi(m[2])
-	if width < minWidth || height < minHeight || width > maxSide || height > maxSide {
-		return 0, 0, fmt.Errorf("size %q is out of range: %dx%d to %dx%d", s, minWidth, minHeight, maxSide, maxSide)
+	if err := CheckSize(width, height); err != nil {
+		return 0, 0, err
 	}
 	return width, height, nil
 }

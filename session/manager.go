@@ -335,21 +335,14 @@ func (m *Manager) Thumbnail(ctx context.Context, name string, width int) ([]byte
 	return m.shot(ctx, s, width)
 }
 
-// Screen sizes that Resize takes, in pixels.
-const (
-	minWidth, minHeight = 320, 200
-	maxWidth, maxHeight = 7680, 4320
-)
-
 // Resize implements api.Manager.
 func (m *Manager) Resize(ctx context.Context, c api.Caller, name string, width, height int) error {
 	s, err := m.find(c, name)
 	if err != nil {
 		return err
 	}
-	if width < minWidth || height < minHeight || width > maxWidth || height > maxHeight {
-		return fmt.Errorf("session %q: size %dx%d: %w: at least %dx%d, at most %dx%d", name, width, height,
-			orchestrator.ErrInvalid, minWidth, minHeight, maxWidth, maxHeight)
+	if err := profiles.CheckSize(width, height); err != nil {
+		return fmt.Errorf("session %q: %w: %w", name, orchestrator.ErrInvalid, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, screenTimeout)
 	defer cancel()

@@ -313,6 +313,19 @@ func TestDisplayGetsItsSizeBeforeItsClients(t *testing.T) {
 	}
 }
 
+func TestResize(t *testing.T) {
+	b := newBed(t, chain()...)
+	b.up(api.UpRequest{})
+	for _, size := range [][2]int{{319, 200}, {320, 199}, {8193, 600}, {800, 8193}} {
+		if err := b.m.Resize(t.Context(), root, "duo", size[0], size[1]); !errors.Is(err, orchestrator.ErrInvalid) {
+			t.Errorf("size %v: %v; want ErrInvalid", size, err)
+		}
+	}
+	if err := b.m.Resize(t.Context(), root, "duo", 8192, 8192); err != nil {
+		t.Errorf("the largest size: %v", err)
+	}
+}
+
 type x11Prober struct{ prober }
 
 func (p x11Prober) Wait(ctx context.Context, want profiles.Probe) error {

@@ -15,17 +15,12 @@ import (
 	"strings"
 	"time"
 
+	"berth/profiles"
 	"berth/session/api"
 )
 
 // maxBody bounds what a request may send.
 const maxBody = 4 << 10
-
-// Sizes a browser may ask for, in pixels. X itself ends at 32767.
-const (
-	minSide = 64
-	maxSide = 16384
-)
 
 // webSession is a session as the API shows it. Fields are only ever added.
 type webSession struct {
@@ -355,9 +350,8 @@ func (g *Gateway) apiResize(w http.ResponseWriter, r *http.Request, _ login, s S
 	if !readBody(w, r, &req) {
 		return
 	}
-	if min(req.Width, req.Height) < minSide || max(req.Width, req.Height) > maxSide {
-		fail(w, http.StatusBadRequest, api.Error{Code: "invalid", Message: "width and height must be from " +
-			strconv.Itoa(minSide) + " to " + strconv.Itoa(maxSide) + " pixels"})
+	if err := profiles.CheckSize(req.Width, req.Height); err != nil {
+		fail(w, http.StatusBadRequest, api.Error{Code: "invalid", Message: err.Error()})
 		return
 	}
 	if err := g.sessions.Resize(r.Context(), s.Name, req.Width, req.Height); err != nil {

@@ -451,8 +451,12 @@ func TestResize(t *testing.T) {
 		path, body string
 		want       int
 	}{
-		{"/api/sessions/one/resize", `{"width":10,"height":768}`, 400},
-		{"/api/sessions/one/resize", `{"width":100000,"height":768}`, 400},
+		{"/api/sessions/one/resize", `{"width":320,"height":200}`, 200},
+		{"/api/sessions/one/resize", `{"width":319,"height":200}`, 400},
+		{"/api/sessions/one/resize", `{"width":320,"height":199}`, 400},
+		{"/api/sessions/one/resize", `{"width":8192,"height":8192}`, 200},
+		{"/api/sessions/one/resize", `{"width":8193,"height":8192}`, 400},
+		{"/api/sessions/one/resize", `{"width":8192,"height":8193}`, 400},
 		{"/api/sessions/one/resize", `{"width":"x"}`, 400},
 		{"/api/sessions/one/resize", `{"width":800,"height":600,"depth":8}`, 400},
 		{"/api/sessions/one/resize", `{"width":800,` + strings.Repeat(" ", maxBody) + `"height":600}`, 400},

@@ -15,6 +15,8 @@ import (
 
 	"github.com/BurntSushi/xgb"
 	"github.com/BurntSushi/xgb/xproto"
+
+	"berth/profiles"
 )
 
 // setupReply is a minimal connection setup: one screen with one depth, no formats.
@@ -146,11 +148,11 @@ func TestHostileScreenshot(t *testing.T) {
 		want          string
 	}{
 		"largest of the protocol": {65535, 65535, 4, "65535x65535"},
-		"one too wide":            {MaxWidth + 1, 600, 4, "8193x600"},
-		"one too high":            {800, MaxHeight + 1, 4, "800x8193"},
+		"one too wide":            {profiles.MaxWidth + 1, 600, 4, "8193x600"},
+		"one too high":            {800, profiles.MaxHeight + 1, 4, "800x8193"},
 		"nothing":                 {0, 0, 4, "0x0"},
-		"short strips":            {MaxWidth, MaxHeight, 4, "came as 4 bytes"},
-		"long strips":             {MaxWidth, MaxHeight, 2 << 20, "came as 2097152 bytes"},
+		"short strips":            {profiles.MaxWidth, profiles.MaxHeight, 4, "came as 4 bytes"},
+		"long strips":             {profiles.MaxWidth, profiles.MaxHeight, 2 << 20, "came as 2097152 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var strips atomic.Int32

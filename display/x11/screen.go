@@ -10,13 +10,8 @@ import (
 	"github.com/BurntSushi/xgb"
 	"github.com/BurntSushi/xgb/randr"
 	"github.com/BurntSushi/xgb/xproto"
-)
 
-// What Resize accepts, in pixels. Desktops do not fit below; above, servers claim sizes that they then die of (Xvnc's
-// framebuffer ends at 16,384, Xvfb's with the memory).
-const (
-	MinWidth, MinHeight = 320, 200
-	MaxWidth, MaxHeight = 8192, 8192
+	"berth/profiles"
 )
 
 // ErrSize is returned by Resize for a size that the server cannot have.
@@ -56,14 +51,11 @@ func (c *Conn) Size(ctx context.Context) (Size, error) {
 }
 
 // Resize gives the screen a size in pixels, through RandR 1.2, and its physical size such that the resolution is dpi.
-// Any size from MinWidth x MinHeight up to MaxWidth x MaxHeight or the server's largest will do, odd ones included.
+// Any size within the bounds of package profiles and the server's own will do, odd ones included.
 // Clients see one change.
 func (c *Conn) Resize(ctx context.Context, width, height, dpi int) error {
-	if width < MinWidth || height < MinHeight {
-		return fmt.Errorf("%w: %dx%d is smaller than %dx%d", ErrSize, width, height, MinWidth, MinHeight)
-	}
-	if width > MaxWidth || height > MaxHeight {
-		return fmt.Errorf("%w: %dx%d is larger than %dx%d", ErrSize, width, height, MaxWidth, MaxHeight)
+	if err := profiles.CheckSize(width, height); err != nil {
+		return fmt.Errorf("%w: %w", ErrSize, err)
 	}
 	if dpi <= 0 {
 		return fmt.Errorf("%w: resolution of %d dpi", ErrSize, dpi)

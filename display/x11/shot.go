@@ -11,6 +11,8 @@ import (
 
 	"github.com/BurntSushi/xgb"
 	"github.com/BurntSushi/xgb/xproto"
+
+	"berth/profiles"
 )
 
 // stripBytes is about how much one GetImage asks for: enough that round trips do not count, and so little that the
@@ -49,9 +51,9 @@ func (c *Conn) shot(x *xgb.Conn) (*image.RGBA, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.Dx() < 1 || r.Dy() < 1 || r.Dx() > MaxWidth || r.Dy() > MaxHeight { // 65535x65535 would be 17 GB
+	if r.Dx() < 1 || r.Dy() < 1 || r.Dx() > profiles.MaxWidth || r.Dy() > profiles.MaxHeight { // 65535x65535 would be 17 GB
 		return nil, fmt.Errorf("the X server says its screen has %dx%d pixels, at most %dx%d are read",
-			r.Dx(), r.Dy(), MaxWidth, MaxHeight)
+			r.Dx(), r.Dy(), profiles.MaxWidth, profiles.MaxHeight)
 	}
 	f, err := c.pixels()
 	if err != nil {

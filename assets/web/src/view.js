@@ -82,8 +82,9 @@ export class View {
     wanted() {
         const { clientWidth: w, clientHeight: h } = this.screen;
         const factor = Math.max(1, Math.min(smallest / w, 2));
-        const clamp = (n) => Math.round(Math.min(Math.max(n * factor, 320), 8192));
-        return { width: clamp(w), height: clamp(h), factor };
+        // The bounds are those of package profiles.
+        const clamp = (n, least) => Math.round(Math.min(Math.max(n * factor, least), 8192));
+        return { width: clamp(w, 320), height: clamp(h, 200), factor };
     }
 
     // arrange decides whether to scale, whenever the window's or the desktop's size has changed.

@@ -56,6 +56,26 @@ func TestRoutesAndDocumentAgree(t *testing.T) {
 	}
 }
 
+// sizes are answered alike by whoever is asked for one: the bounds are those of package profiles.
+var sizes = map[string]int{
+	`{"width":320,"height":200}`: 204, `{"width":8192,"height":8192}`: 204,
+	`{"width":319,"height":200}`: 400, `{"width":320,"height":199}`: 400, `{"width":0,"height":600}`: 400,
+	`{"width":8193,"height":8192}`: 400, `{"width":8192,"height":8193}`: 400,
+}
+
+// TestDocumentedSizes checks that the document has the bounds that hold.
+func TestDocumentedSizes(t *testing.T) {
+	props := document(t).Components.Schemas["Size"].Value.Properties
+	for name, want := range map[string][2]float64{
+		"width": {profiles.MinWidth, profiles.MaxWidth}, "height": {profiles.MinHeight, profiles.MaxHeight},
+	} {
+		p := props[name].Value
+		if p.Min == nil || p.Max == nil || *p.Min != want[0] || *p.Max != want[1] {
+			t.Errorf("%s is from %v to %v; want from %v to %v", name, p.Min, p.Max, want[0], want[1])
+		}
+	}
+}
+
 // TestSchemasAndTypesAgree checks that documents have exactly the fields that their Go types write, the required ones
 // being those that are always written.
 func TestSchemasAndTypesAgree(t *testing.T) {
@@ -186,7 +206,9 @@ func TestConversationsKeepToTheDocument(t *testing.T) {
 	do("GET", "/v1/sessions/work/logs?component=none", "", 404)
 	do("GET", "/v1/sessions/work/shot", "", 200)
 	do("POST", "/v1/sessions/work/resize", `{"width":800,"height":600}`, 204)
-	do("POST", "/v1/sessions/work/resize", `{"width":0,"height":600}`, 400)
+	for body, want := range sizes {
+		do("POST", "/v1/sessions/work/resize", body, want)
+	}
 	do("GET", "/v1/sessions/work/trace", "", 200)
 	do("POST", "/v1/sessions/work/exec", `{"component":"none","command":["true"]}`, 404)
 	do("POST", "/v1/sessions/work/exec", `{"component":"panel","command":[]}`, 400)

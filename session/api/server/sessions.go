@@ -236,8 +236,8 @@ func (s *Server) resize(w http.ResponseWriter, r *http.Request, c api.Caller) er
 	if err := readJSON(w, r, maxBody, &size); err != nil {
 		return err
 	}
-	if size.Width < 1 || size.Height < 1 || size.Width > 32767 || size.Height > 32767 { // X's own bound
-		return fmt.Errorf("size %dx%d: %w: width and height must be 1 to 32767", size.Width, size.Height, orchestrator.ErrInvalid)
+	if err := profiles.CheckSize(size.Width, size.Height); err != nil {
+		return fmt.Errorf("%w: %w", orchestrator.ErrInvalid, err)
 	}
 	if err := s.Manager.Resize(r.Context(), c, r.PathValue("name"), size.Width, size.Height); err != nil {
 		return err
