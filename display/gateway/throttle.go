@@ -10,8 +10,9 @@ import (
 // throttle slows down guessing. Each key (an address, with the session's name for VNC) has a few wrong tries free;
 // each further one doubles the time in which no try is even looked at. A right one clears the record.
 //
-// On loopback all local users share an address, so one of them can lock out the rest for up to throttleMax: bounded
-// and visible, against a guessing rate that would otherwise be unbounded.
+// On loopback every local user has all addresses, 127.0.0.1 to 127.255.255.254, so that they share one key. One of them
+// can lock out the rest for up to throttleMax: bounded and visible, against a guessing rate that would otherwise be
+// unbounded.
 type throttle struct {
 	now func() time.Time
 
@@ -104,7 +105,8 @@ func (t *throttle) makeRoom(now time.Time) {
 	}
 }
 
-// addressKey is what is throttled: the IPv4 address, or the /64 network of an IPv6 one (one host owns all of it).
+// addressKey is what is throttled: the IPv4 address, or the /64 network of an IPv6 one (one host owns all of it), or
+// loopback as a whole (every local user owns all of it).
 func addressKey(addr string) string {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -114,7 +116,9 @@ func addressKey(addr string) string {
 	switch {
 	case ip == nil:
 		return host
-	case ip.To4() != nil || ip.IsLoopback():
+	case ip.IsLoopback():
+		return "loopback"
+	case ip.To4() != nil:
 		return ip.String()
 	default:
 		return ip.Mask(net.CIDRMask(64, 128)).String()

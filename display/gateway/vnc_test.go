@@ -78,6 +78,16 @@ func TestVNCWrongPassword(t *testing.T) {
 			t.Fatalf("error = %v; want wrong password", err)
 		}
 	}
+	// Another address is no way around it: on loopback all of 127/8 is everybody's.
+	elsewhere := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, 2, 3)}}
+	c, err := elsewhere.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := viewerHandshake(c, "wrong", 1); err == nil || !strings.Contains(err.Error(), "too many wrong tries") {
+		t.Errorf("error from another address = %v; want too many wrong tries", err)
+	}
 	// Now even the right one has to wait, and is told so before it is asked for.
 	if err := viewerHandshake(dial(t, addr), "secret-one", 1); err == nil || !strings.Contains(err.Error(), "too many wrong tries") {
 		t.Errorf("error = %v; want too many wrong tries", err)
@@ -322,7 +332,10 @@ func TestThrottle(t *testing.T) {
 func TestAddressKey(t *testing.T) {
 	for in, want := range map[string]string{
 		"192.0.2.7:99":                "192.0.2.7",
-		"[::1]:99":                    "::1",
+		"127.0.0.1:99":                "loopback",
+		"127.255.255.254:99":          "loopback",
+		"[::1]:99":                    "loopback",
+		"[::ffff:127.9.9.9]:99":       "loopback",
 		"[2001:db8:1:2:3:4:5:6]:99":   "2001:db8:1:2::",
 		"[2001:db8:1:2:ff:ff::1]:100": "2001:db8:1:2::",
 		"@":                           "@",
