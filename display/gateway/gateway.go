@@ -238,7 +238,7 @@ func (g *Gateway) Close() error {
 		err = ln.Close()
 	}
 	g.running.Wait()
-	return err
+	return errors.Join(err, g.logins.close())
 }
 
 // URL is the base URL of the web page, without a trailing slash; "" before Listen.

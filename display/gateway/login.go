@@ -23,8 +23,9 @@ const (
 	loginIdle = 7 * 24 * time.Hour  // a login unused for so long ends
 	loginMax  = 30 * 24 * time.Hour // and any ends then
 	loginsMax = 1000
-	// loginTouch is how stale Used may be, so that not every request writes.
-	loginTouch = time.Minute
+	// loginSave is how stale Used may be in the file, so that not every request writes. What the daemon has not saved when
+	// it is killed only shortens loginIdle by so much.
+	loginSave = time.Hour
 )
 
 // login is what a browser has shown tokens for. It is named by the SHA-256 of its cookie's value, so that the file of
@@ -35,6 +36,8 @@ type login struct {
 	Sessions map[string]bool `json:"sessions,omitempty"` // by Session.ID
 	Created  time.Time       `json:"created"`
 	Used     time.Time       `json:"used"`
+
+	saved time.Time // Used when the file was last written; if that failed, the next try comes as late
 }
 
 func (l login) may(s Session) bool { return l.Admin || l.Sessions[s.ID] }
@@ -66,6 +69,7 @@ func openLogins(path string) (*logins, error) {
 	}
 	for _, e := range list {
 		if e != nil && e.ID != "" {
+			e.saved = e.Used
 			l.all[e.ID] = e
 		}
 	}
@@ -77,21 +81,35 @@ func cookieID(value string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// find returns the login of a cookie.
-func (l *logins) find(cookie string) (login, bool) {
+// find returns the login of a cookie, which is thereby in use. The login counts even if that could not be saved, which
+// err then says.
+func (l *logins) find(cookie string) (entry login, ok bool, err error) {
 	if cookie == "" {
-		return login{}, false
+		return login{}, false, nil
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.all[cookieID(cookie)]
 	if e == nil || l.expired(e) {
-		return login{}, false
+		return login{}, false, nil
 	}
-	if now := l.now(); now.Sub(e.Used) > loginTouch {
-		e.Used = now
+	e.Used = l.now()
+	if e.Used.Sub(e.saved) > loginSave {
+		err = l.save()
 	}
-	return e.copy(), true
+	return e.copy(), true, err
+}
+
+// close saves what find has not yet.
+func (l *logins) close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.all {
+		if !e.Used.Equal(e.saved) {
+			return l.save()
+		}
+	}
+	return nil
 }
 
 func (e *login) copy() login {
@@ -188,6 +206,9 @@ func (l *logins) sorted() []*login {
 func (l *logins) save() error {
 	if l.path == "" {
 		return nil
+	}
+	for _, e := range l.all {
+		e.saved = e.Used
 	}
 	data, err := json.Marshal(l.sorted())
 	if err != nil {

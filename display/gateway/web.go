@@ -200,7 +200,10 @@ func (g *Gateway) caller(r *http.Request) (who login, ok bool, err error) {
 		}
 		return login{Admin: admin, Sessions: map[string]bool{session: session != ""}}, true, nil
 	}
-	who, ok = g.logins.find(g.cookie(r))
+	who, ok, err = g.logins.find(g.cookie(r))
+	if err != nil {
+		g.log.Warn("use of a login not saved", "error", err)
+	}
 	return who, ok, nil
 }
 

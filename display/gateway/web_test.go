@@ -217,13 +217,18 @@ func TestLoginsSurvive(t *testing.T) {
 	if diff := cmp.Diff([]string{"one", "two"}, b.names()); diff != "" {
 		t.Errorf("after a restart (-want +got):\n%s", diff)
 	}
-	two, _ := s.Get("two")
-	again.CloseSession(two)
-	reread, err := openLogins(file)
-	if err != nil {
+	// That was a use, which Close saves.
+	if err := again.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, l := range reread.all {
+	for id, l := range readLogins(t, file) {
+		if used := again.logins.all[id].Used; !l.Used.Equal(used) || !used.After(g.logins.all[id].Used) {
+			t.Errorf("saved as used at %v; want %v, after %v", l.Used, used, g.logins.all[id].Used)
+		}
+	}
+	two, _ := s.Get("two")
+	again.CloseSession(two)
+	for _, l := range readLogins(t, file) {
 		if diff := cmp.Diff(map[string]bool{"one-id": true}, l.Sessions); diff != "" {
 			t.Errorf("saved after a session ended (-want +got):\n%s", diff)
 		}
@@ -233,6 +238,77 @@ func TestLoginsSurvive(t *testing.T) {
 	}
 	if _, err := New(Config{LoginFile: file}, s); err == nil || !strings.Contains(err.Error(), "logins") {
 		t.Errorf("damaged file: %v; want an error that names it", err)
+	}
+}
+
+func readLogins(t *testing.T, file string) map[string]*login {
+	t.Helper()
+	l, err := openLogins(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(l.all) == 0 {
+		t.Errorf("no logins in %s", file)
+	}
+	return l.all
+}
+
+// A login in daily use survives a daemon that is killed, and a daemon that is asked every second does not write as often.
+func TestLoginsAreSavedInUse(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "logins.json")
+	l, err := openLogins(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Unix(1e9, 0)
+	now := start
+	l.now = func() time.Time { return now }
+	_, cookie, err := l.grant("", true, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	saves, last := 0, start
+	for now.Sub(start) < 10*24*time.Hour {
+		now = now.Add(10 * time.Minute)
+		if _, ok, err := l.find(cookie); !ok || err != nil {
+			t.Fatalf("after %v: login found: %v, %v", now.Sub(start), ok, err)
+		}
+		used := readLogins(t, file)[cookieID(cookie)].Used
+		if stale := now.Sub(used); stale > loginSave {
+			t.Fatalf("after %v the file says that the login was used %v ago", now.Sub(start), stale)
+		}
+		if !used.Equal(last) {
+			saves, last = saves+1, used
+		}
+	}
+	if most := 10 * 24; saves > most {
+		t.Errorf("saved %d times in ten days; want at most %d", saves, most)
+	}
+	killed, err := openLogins(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed.now = l.now
+	if _, ok, err := killed.find(cookie); !ok || err != nil {
+		t.Errorf("after ten days of use and a restart: login found: %v, %v", ok, err)
+	}
+	// Where nothing can be saved, the login counts and the tries are as rare.
+	if err := os.RemoveAll(filepath.Dir(file)); err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	for range 18 {
+		now = now.Add(10 * time.Minute)
+		_, ok, err := l.find(cookie)
+		if !ok {
+			t.Fatal("a login that cannot be saved does not count")
+		}
+		if err != nil {
+			failed++
+		}
+	}
+	if failed < 1 || failed > 3 {
+		t.Errorf("%d errors in three hours without a directory; want one an hour", failed)
 	}
 }
 
@@ -269,12 +345,12 @@ func TestLoginsExpire(t *testing.T) {
 	}
 	for range 4 {
 		now = now.Add(loginIdle - time.Minute)
-		if _, ok := l.find(cookie); !ok {
+		if _, ok, _ := l.find(cookie); !ok {
 			t.Fatal("a login in use has expired")
 		}
 	}
 	now = now.Add(loginMax - 4*loginIdle + 5*time.Minute)
-	if _, ok := l.find(cookie); ok {
+	if _, ok, _ := l.find(cookie); ok {
 		t.Error("a login lives longer than loginMax")
 	}
 	for range loginsMax + 10 {
