@@ -39,6 +39,17 @@ func (Screen) Resize(ctx context.Context, socket, xauthority string, width, heig
 	return c.Resize(ctx, width, height, dpi)
 }
 
+// Fit is Resize to the nearest size that the display can have, which it returns.
+func (Screen) Fit(ctx context.Context, socket, xauthority string, width, height, dpi int) (w, h int, err error) {
+	c, err := x11.Open(ctx, socket, xauthority)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer c.Close()
+	s, err := c.Fit(ctx, width, height, dpi)
+	return s.Width, s.Height, err
+}
+
 // Size returns the screen's size in pixels.
 func (Screen) Size(ctx context.Context, socket, xauthority string) (width, height int, err error) {
 	c, err := x11.Open(ctx, socket, xauthority)

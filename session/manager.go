@@ -47,6 +47,8 @@ type Target struct {
 type Screen interface {
 	Shot(ctx context.Context, socket, xauthority string, maxWidth int) ([]byte, error)
 	Resize(ctx context.Context, socket, xauthority string, width, height, dpi int) error
+	// Fit is Resize to the nearest size that the display can have, which it returns.
+	Fit(ctx context.Context, socket, xauthority string, width, height, dpi int) (w, h int, err error)
 	Size(ctx context.Context, socket, xauthority string) (width, height int, err error)
 }
 
@@ -336,23 +338,28 @@ func (m *Manager) Thumbnail(ctx context.Context, name string, width int) ([]byte
 }
 
 // Resize implements api.Manager.
-func (m *Manager) Resize(ctx context.Context, c api.Caller, name string, width, height int) error {
+func (m *Manager) Resize(ctx context.Context, c api.Caller, name string, req api.ResizeRequest) (api.Size, error) {
 	s, err := m.find(c, name)
 	if err != nil {
-		return err
-	}
-	if err := profiles.CheckSize(width, height); err != nil {
-		return fmt.Errorf("session %q: %w: %w", name, orchestrator.ErrInvalid, err)
+		return api.Size{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, screenTimeout)
 	defer cancel()
-	if err := m.opt.Screen.Resize(ctx, s.wires.xsocket(), s.wires.xauthority(), width, height, s.rec.Plan.Display.DPI); err != nil {
-		return fmt.Errorf("session %q: size %dx%d: %w", name, width, height, err)
+	size, dpi := req.Size, s.rec.Plan.Display.DPI
+	if req.Nearest {
+		size.Width, size.Height, err = m.opt.Screen.Fit(ctx, s.wires.xsocket(), s.wires.xauthority(), size.Width, size.Height, dpi)
+	} else if err = profiles.CheckSize(size.Width, size.Height); err != nil {
+		return api.Size{}, fmt.Errorf("session %q: %w: %w", name, orchestrator.ErrInvalid, err)
+	} else {
+		err = m.opt.Screen.Resize(ctx, s.wires.xsocket(), s.wires.xauthority(), size.Width, size.Height, dpi)
+	}
+	if err != nil {
+		return api.Size{}, fmt.Errorf("session %q: size %dx%d: %w", name, req.Width, req.Height, err)
 	}
 	s.mu.Lock()
-	s.width, s.height = width, height
+	s.width, s.height = size.Width, size.Height
 	s.mu.Unlock()
-	return nil
+	return size, nil
 }
 
 // Remotes returns what the gateway shows: all sessions that have been told to it.

@@ -195,6 +195,10 @@ func (b *bed) Resize(_ context.Context, _, _ string, w, h, dpi int) error {
 	return nil
 }
 
+func (b *bed) Fit(_ context.Context, _, _ string, w, h, dpi int) (int, int, error) {
+	return min(w, 2560), min(h, 1600), nil
+}
+
 // prober finds a component ready when its program has said so.
 type prober struct{ e *fake.Engine }
 
@@ -316,13 +320,26 @@ func TestDisplayGetsItsSizeBeforeItsClients(t *testing.T) {
 func TestResize(t *testing.T) {
 	b := newBed(t, chain()...)
 	b.up(api.UpRequest{})
-	for _, size := range [][2]int{{319, 200}, {320, 199}, {8193, 600}, {800, 8193}} {
-		if err := b.m.Resize(t.Context(), root, "duo", size[0], size[1]); !errors.Is(err, orchestrator.ErrInvalid) {
-			t.Errorf("size %v: %v; want ErrInvalid", size, err)
+	for _, tc := range []struct {
+		w, h    int
+		nearest bool
+		want    string // "" is ErrInvalid
+	}{
+		{319, 200, false, ""}, {320, 199, false, ""}, {8193, 600, false, ""}, {800, 8193, false, ""},
+		{8192, 8192, false, "8192x8192"}, {1024, 768, false, "1024x768"},
+		{8193, 600, true, "2560x600"}, {1024, 768, true, "1024x768"},
+	} {
+		got, err := b.m.Resize(t.Context(), root, "duo", api.ResizeRequest{Size: api.Size{Width: tc.w, Height: tc.h}, Nearest: tc.nearest})
+		if tc.want == "" {
+			if !errors.Is(err, orchestrator.ErrInvalid) {
+				t.Errorf("size %dx%d: %v; want ErrInvalid", tc.w, tc.h, err)
+			}
+			continue
 		}
-	}
-	if err := b.m.Resize(t.Context(), root, "duo", 8192, 8192); err != nil {
-		t.Errorf("the largest size: %v", err)
+		s, serr := b.m.Session(t.Context(), root, "duo")
+		if is := fmt.Sprintf("%dx%d", got.Width, got.Height); err != nil || serr != nil || is != tc.want || s.Display.Size != tc.want {
+			t.Errorf("size %dx%d, nearest %v: became %s, %v, shown is %s, %v; want %s", tc.w, tc.h, tc.nearest, is, err, s.Display.Size, serr, tc.want)
+		}
 	}
 }
 

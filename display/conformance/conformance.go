@@ -253,6 +253,26 @@ func resize(t *testing.T, server display.Server, traits Traits) {
 			t.Errorf("%v: %v, want ErrSize", size, err)
 		}
 	}
+	// Who takes the nearest gets it: all that a server without room to grow has, and the least that desktops fit in.
+	most, err := c.Fit(deadline(t), profiles.MaxWidth+1, 800, 96)
+	switch {
+	case err != nil:
+		t.Errorf("nearest to the widest: %v", err)
+	case most.Height != 800 || most.Width < 2560 || most.Width > profiles.MaxWidth || traits.Grows && most.Width < 4096:
+		t.Errorf("nearest to %dx800 is %v", profiles.MaxWidth+1, most)
+	}
+	if got, err := c.Size(deadline(t)); err != nil || got.String() != most.String() {
+		t.Errorf("size is %v, %v; Fit said %v", got, err, most)
+	}
+	if !traits.Grows {
+		err := c.Resize(deadline(t), most.Width+1, 800, 96)
+		if !errors.Is(err, x11.ErrSize) || !errors.Is(err, orchestrator.ErrInvalid) {
+			t.Errorf("exactly %dx800: %v, want ErrSize", most.Width+1, err)
+		}
+	}
+	if least, err := c.Fit(deadline(t), 1, 1, 96); err != nil || least.String() != "320x200" {
+		t.Errorf("nearest to 1x1 is %v, %v", least, err)
+	}
 	if xrandr, err := exec.LookPath("xrandr"); err == nil {
 		p := s.Run(xrandr)
 		<-p.Done

@@ -208,21 +208,22 @@ func (r *realSessions) Thumbnail(ctx context.Context, name string, maxWidth int)
 	return x.png(ctx, maxWidth)
 }
 
-func (r *realSessions) Resize(ctx context.Context, name string, w, h int) error {
+func (r *realSessions) Resize(ctx context.Context, name string, w, h int) (int, int, error) {
 	x := r.screens[name]
 	if x == nil {
-		return errors.New("no screen")
+		return 0, 0, errors.New("no screen")
 	}
-	if err := x.resize(ctx, w, h); err != nil {
-		return err
+	size, err := x.fit(ctx, w, h)
+	if err != nil {
+		return 0, 0, err
 	}
 	s, ok := r.Get(name)
 	if !ok {
-		return errors.New("gone")
+		return 0, 0, errors.New("gone")
 	}
-	s.Width, s.Height = w, h
+	s.Width, s.Height = size.Width, size.Height
 	r.set(s)
-	return nil
+	return s.Width, s.Height, nil
 }
 
 // barShown: the toolbar has come to rest, so that clicks hit.
@@ -329,6 +330,25 @@ func TestBrowserDesktop(t *testing.T) {
 			// The window changes, and the desktop with it.
 			b.resize(900, 620, 1, false)
 			follows(900, 620)
+			// A window may be larger than the screen can become: it gets the nearest, one to one in the middle, and says so.
+			b.resize(3440, 1000, 1, false)
+			if kind == "xvfb" {
+				follows(2560, 1000)
+				b.until(`!document.querySelector('#notice').hidden`)
+				if got := eval[string](b, `document.querySelector('#notice').innerText`); !strings.HasPrefix(got, "2560 × 1000 is the nearest") {
+					t.Errorf("the page says %q; want what the screen became", got)
+				}
+				b.picture("nearest")
+				b.resize(3840, 2160, 1, false)
+				until(t, "the largest screen", func() bool { w, h := x.size(); return w == 2560 && h == 1600 })
+				b.until(`(() => { const c = document.querySelector('#screen canvas'); return c.width === 2560 && c.height === 1600 &&
+					Math.round(c.getBoundingClientRect().height) === 2160; })()`)
+			} else {
+				follows(3440, 1000)
+			}
+			b.resize(900, 620, 1, false)
+			follows(900, 620)
+			b.until(`!document.querySelector('#size').textContent.includes('nearest')`)
 			// On a phone the desktop is larger than the screen, and scaled.
 			b.resize(360, 780, 2, true)
 			follows720 := `(() => { const c = document.querySelector('#screen canvas'); return c.width === 720 && c.height === 1560; })()`
@@ -410,7 +430,7 @@ func TestBrowserList(t *testing.T) {
 	b.resize(1100, 760, 1, false)
 	// Pictures follow the screens.
 	before := eval[string](b, `document.querySelector('.picture img').src`)
-	if err := s.Resize(t.Context(), "tide", 1024, 600); err != nil {
+	if _, _, err := s.Resize(t.Context(), "tide", 1024, 600); err != nil {
 		t.Fatal(err)
 	}
 	b.until(`document.querySelector('.picture img').src !== ` + quote(before))

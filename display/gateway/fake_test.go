@@ -24,7 +24,7 @@ type fakeSessions struct {
 	mu       sync.Mutex
 	list     []Session
 	thumbs   int
-	resize   func(ctx context.Context, name string, w, h int) error
+	resize   func(ctx context.Context, name string, w, h int) (int, int, error)
 	thumbErr error
 }
 
@@ -72,17 +72,18 @@ func (f *fakeSessions) Thumbnail(_ context.Context, name string, maxWidth int) (
 	return b.Bytes(), err
 }
 
-func (f *fakeSessions) Resize(ctx context.Context, name string, w, h int) error {
+// Resize is that of a screen that can have 2560x1600 pixels at most.
+func (f *fakeSessions) Resize(ctx context.Context, name string, w, h int) (int, int, error) {
 	if f.resize != nil {
 		return f.resize(ctx, name, w, h)
 	}
 	s, ok := f.Get(name)
 	if !ok {
-		return errors.New("gone")
+		return 0, 0, errors.New("gone")
 	}
-	s.Width, s.Height = w, h
+	s.Width, s.Height = min(w, 2560), min(h, 1600)
 	f.set(s)
-	return nil
+	return s.Width, s.Height, nil
 }
 
 // fakeVNC is a VNC server on a Unix socket: it does the handshake without authentication, sends ServerInit and echoes.

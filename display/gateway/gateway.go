@@ -42,8 +42,8 @@ type Sessions interface {
 	Get(name string) (Session, bool)
 	// Thumbnail returns the screen as PNG, scaled down to at most maxWidth pixels.
 	Thumbnail(ctx context.Context, name string, maxWidth int) ([]byte, error)
-	// Resize sets the screen's size in pixels. The server may choose the nearest it can; Get tells what it became.
-	Resize(ctx context.Context, name string, w, h int) error
+	// Resize sets the screen's size in pixels, or to the nearest that the X server can have, and returns what it became.
+	Resize(ctx context.Context, name string, w, h int) (width, height int, err error)
 }
 
 // Config of a gateway. The zero value listens on loopback without TLS and without an admin token.

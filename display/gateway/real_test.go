@@ -215,6 +215,16 @@ func (x *realX) resize(ctx context.Context, w, h int) error {
 	return c.Resize(ctx, w, h, 96)
 }
 
+// fit is resize to the nearest size there is, as the manager does it for the gateway.
+func (x *realX) fit(ctx context.Context, w, h int) (x11.Size, error) {
+	c, err := x.open(ctx)
+	if err != nil {
+		return x11.Size{}, err
+	}
+	defer c.Close()
+	return c.Fit(ctx, w, h, 96)
+}
+
 func (x *realX) png(ctx context.Context, maxWidth int) ([]byte, error) {
 	c, err := x.open(ctx)
 	if err != nil {

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"time"
 
-	"berth/profiles"
 	"berth/session/api"
 )
 
@@ -353,17 +352,17 @@ func (g *Gateway) apiResize(w http.ResponseWriter, r *http.Request, _ login, s S
 	if !readBody(w, r, &req) {
 		return
 	}
-	if err := profiles.CheckSize(req.Width, req.Height); err != nil {
-		fail(w, http.StatusBadRequest, api.Error{Code: "invalid", Message: err.Error()})
+	// A browser's window may be of any size; it gets the nearest there is.
+	if req.Width < 1 || req.Height < 1 {
+		fail(w, http.StatusBadRequest, api.Error{Code: "invalid", Message: "width and height must be numbers of pixels"})
 		return
 	}
-	if err := g.sessions.Resize(r.Context(), s.Name, req.Width, req.Height); err != nil {
+	width, height, err := g.sessions.Resize(r.Context(), s.Name, req.Width, req.Height)
+	if err != nil {
 		g.log.Info("screen not resized", "session", s.Name, "error", err)
 		fail(w, http.StatusConflict, api.Error{Code: "state", Message: err.Error()})
 		return
 	}
-	if now, ok := g.sessions.Get(s.Name); ok {
-		s = now
-	}
+	s.Width, s.Height = width, height
 	reply(w, http.StatusOK, show(s))
 }

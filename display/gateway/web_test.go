@@ -523,16 +523,17 @@ func TestResize(t *testing.T) {
 	if err := json.Unmarshal([]byte(body), &got); err != nil || got.Width != 1024 || got.Height != 768 {
 		t.Errorf("resize = %s %s, %v", res.Status, body, err)
 	}
+	// A window may be larger than any desktop. The nearest is what it gets, and is told.
+	res, body = b.do("POST", "/api/sessions/one/resize", `{"width":3840,"height":1000}`)
+	if err := json.Unmarshal([]byte(body), &got); err != nil || res.StatusCode != 200 || got.Width != 2560 || got.Height != 1000 {
+		t.Errorf("resize beyond what there is = %s %s, %v; want 2560x1000", res.Status, body, err)
+	}
 	for _, tt := range []struct {
 		path, body string
 		want       int
 	}{
-		{"/api/sessions/one/resize", `{"width":320,"height":200}`, 200},
-		{"/api/sessions/one/resize", `{"width":319,"height":200}`, 400},
-		{"/api/sessions/one/resize", `{"width":320,"height":199}`, 400},
-		{"/api/sessions/one/resize", `{"width":8192,"height":8192}`, 200},
-		{"/api/sessions/one/resize", `{"width":8193,"height":8192}`, 400},
-		{"/api/sessions/one/resize", `{"width":8192,"height":8193}`, 400},
+		{"/api/sessions/one/resize", `{"width":0,"height":768}`, 400},
+		{"/api/sessions/one/resize", `{"width":1024,"height":-1}`, 400},
 		{"/api/sessions/one/resize", `{"width":"x"}`, 400},
 		{"/api/sessions/one/resize", `{"width":800,"height":600,"depth":8}`, 400},
 		{"/api/sessions/one/resize", `{"width":800,` + strings.Repeat(" ", maxBody) + `"height":600}`, 400},
@@ -545,7 +546,9 @@ func TestResize(t *testing.T) {
 	if res, _ := b.do("GET", "/api/sessions/one/resize", ""); res.StatusCode != http.StatusMethodNotAllowed {
 		t.Errorf("GET resize: %s; want 405", res.Status)
 	}
-	s.resize = func(context.Context, string, int, int) error { return errors.New(`display "host": cannot be resized`) }
+	s.resize = func(context.Context, string, int, int) (int, int, error) {
+		return 0, 0, errors.New(`display "host": cannot be resized`)
+	}
 	if res, body := b.do("POST", "/api/sessions/one/resize", `{"width":800,"height":600}`); res.StatusCode != 409 || !strings.Contains(body, "cannot be resized") {
 		t.Errorf("refused resize = %s %s; want 409 and why", res.Status, body)
 	}

@@ -11,11 +11,12 @@ import (
 	"github.com/BurntSushi/xgb/randr"
 	"github.com/BurntSushi/xgb/xproto"
 
+	"berth/orchestrator"
 	"berth/profiles"
 )
 
 // ErrSize is returned by Resize for a size that the server cannot have.
-var ErrSize = errors.New("screen size not possible")
+var ErrSize = fmt.Errorf("%w size", orchestrator.ErrInvalid)
 
 // Size is the size of a screen.
 type Size struct {
@@ -61,28 +62,56 @@ func (c *Conn) Resize(ctx context.Context, width, height, dpi int) error {
 		return fmt.Errorf("%w: resolution of %d dpi", ErrSize, dpi)
 	}
 	_, err := call(ctx, c, func(x *xgb.Conn) (struct{}, error) {
+		limits, err := c.limits(x)
+		if err != nil {
+			return struct{}{}, err
+		}
+		if width > int(limits.MaxWidth) || height > int(limits.MaxHeight) {
+			return struct{}{}, fmt.Errorf("%w: %dx%d is larger than this server's %dx%d",
+				ErrSize, width, height, limits.MaxWidth, limits.MaxHeight)
+		}
 		return struct{}{}, c.resize(x, width, height, dpi)
 	})
 	return err
 }
 
-func (c *Conn) resize(x *xgb.Conn, width, height, dpi int) (err error) {
-	if err := c.need(x, "RANDR"); err != nil {
-		return err
+// Fit is Resize to the size nearest to the one given that lies within the bounds, and returns it.
+func (c *Conn) Fit(ctx context.Context, width, height, dpi int) (Size, error) {
+	if dpi <= 0 {
+		return Size{}, fmt.Errorf("%w: resolution of %d dpi", ErrSize, dpi)
 	}
-	root := c.screen.Root
+	return call(ctx, c, func(x *xgb.Conn) (Size, error) {
+		limits, err := c.limits(x)
+		if err != nil {
+			return Size{}, err
+		}
+		s := Size{
+			Width:  min(max(width, profiles.MinWidth, int(limits.MinWidth)), profiles.MaxWidth, int(limits.MaxWidth)),
+			Height: min(max(height, profiles.MinHeight, int(limits.MinHeight)), profiles.MaxHeight, int(limits.MaxHeight)),
+		}
+		return s, c.resize(x, s.Width, s.Height, dpi)
+	})
+}
+
+// limits asks for the sizes that the server's screen can have. Xvfb's, for one, cannot grow beyond what it started with.
+func (c *Conn) limits(x *xgb.Conn) (*randr.GetScreenSizeRangeReply, error) {
+	if err := c.need(x, "RANDR"); err != nil {
+		return nil, err
+	}
 	// The server tells requests made with RandR 1.2's meaning from older ones by this.
 	if _, err := randr.QueryVersion(x, 1, 4).Reply(); err != nil {
-		return fmt.Errorf("randr version: %w", err)
+		return nil, fmt.Errorf("randr version: %w", err)
 	}
-	limits, err := randr.GetScreenSizeRange(x, root).Reply()
+	limits, err := randr.GetScreenSizeRange(x, c.screen.Root).Reply()
 	if err != nil {
-		return fmt.Errorf("randr limits: %w", err)
+		return nil, fmt.Errorf("randr limits: %w", err)
 	}
-	if width > int(limits.MaxWidth) || height > int(limits.MaxHeight) {
-		return fmt.Errorf("%w: %dx%d is larger than this server's %dx%d",
-			ErrSize, width, height, limits.MaxWidth, limits.MaxHeight)
-	}
+	return limits, nil
+}
+
+// resize is Resize to a size that is known to be possible, after limits.
+func (c *Conn) resize(x *xgb.Conn, width, height, dpi int) (err error) {
+	root := c.screen.Root
 	// While the server is grabbed no client sees the steps in between.
 	xproto.GrabServer(x)
 	defer func() {

@@ -91,8 +91,10 @@ func (d *doors) Thumbnail(ctx context.Context, name string, maxWidth int) ([]byt
 	return d.manager.Thumbnail(ctx, name, maxWidth)
 }
 
-func (d *doors) Resize(ctx context.Context, name string, w, h int) error {
-	return d.manager.Resize(ctx, api.Caller{}, name, w, h)
+func (d *doors) Resize(ctx context.Context, name string, w, h int) (width, height int, err error) {
+	req := api.ResizeRequest{Size: api.Size{Width: w, Height: h}, Nearest: true}
+	size, err := d.manager.Resize(ctx, api.Caller{}, name, req)
+	return size.Width, size.Height, err
 }
 
 func shown(r session.Remote) gateway.Session {

@@ -197,6 +197,13 @@ type Size struct {
 	Height int `json:"height"`
 }
 
+// ResizeRequest asks for a size of the screen. One that the X server cannot have is an error or, with Nearest, becomes the
+// nearest that it can have.
+type ResizeRequest struct {
+	Size
+	Nearest bool `json:"nearest,omitempty"`
+}
+
 // BuildRequest builds built-in recipes.
 type BuildRequest struct {
 	Names []string `json:"names"`

@@ -47,8 +47,8 @@ type Manager interface {
 	Events(ctx context.Context, c Caller) (<-chan Event, error)
 	// Shot returns the screen as PNG.
 	Shot(ctx context.Context, c Caller, name string) ([]byte, error)
-	// Resize sets the screen's size in pixels through RandR.
-	Resize(ctx context.Context, c Caller, name string, width, height int) error
+	// Resize sets the screen's size in pixels through RandR and returns what it has become.
+	Resize(ctx context.Context, c Caller, name string, req ResizeRequest) (Size, error)
 	Trace(ctx context.Context, c Caller, name string) (Trace, error)
 	// Plan resolves a profile without starting anything.
 	Plan(ctx context.Context, c Caller, req UpRequest) (Plan, error)

@@ -7,6 +7,7 @@ const settle = 250; // ms after the last change of the window's size
 const slack = 16;
 // Desktops are made for at least this many pixels across. On a smaller window they are larger and scaled down.
 const smallest = 720;
+const noticed = 6000; // ms that a notice stays
 
 const qualities = { // JPEG quality and compression level, 0 to 9, as in the Tight encoding
     best: [9, 1],
@@ -23,6 +24,7 @@ export class View {
         this.mode = settings.get('mode', 'window');
         this.quality = settings.get('quality', 'auto');
         this.viewOnly = false;
+        this.note = ''; // why the desktop is not as large as the window
         new ResizeObserver(() => this.changed()).observe(screen);
         document.addEventListener('visibilitychange', () => this.changed());
         this.canvasObserver = new MutationObserver(() => this.arrange());
@@ -60,6 +62,7 @@ export class View {
         this[name] = value;
         settings.set(name, value);
         this.asked = null;
+        this.say('');
         this.apply();
         this.changed();
     }
@@ -82,9 +85,7 @@ export class View {
     wanted() {
         const { clientWidth: w, clientHeight: h } = this.screen;
         const factor = Math.max(1, Math.min(smallest / w, 2));
-        // The bounds are those of package profiles.
-        const clamp = (n, least) => Math.round(Math.min(Math.max(n * factor, least), 8192));
-        return { width: clamp(w, 320), height: clamp(h, 200), factor };
+        return { width: Math.round(w * factor), height: Math.round(h * factor) };
     }
 
     // arrange decides whether to scale, whenever the window's or the desktop's size has changed.
@@ -100,7 +101,20 @@ export class View {
             scale = !(dw >= 0 && dw < slack && dh >= 0 && dh < slack);
         }
         this.rfb.scaleViewport = scale;
-        $('size').textContent = `The desktop has ${canvas.width} × ${canvas.height} pixels, this window ${w} × ${h}.`;
+        $('size').textContent = `The desktop has ${canvas.width} × ${canvas.height} pixels, this window ${w} × ${h}. ${this.note}`;
+    }
+
+    // say tells once why the desktop is not as large as the window: for a moment over the desktop, where it is seen, and
+    // for longer in the panel.
+    say(note) {
+        if (note && note !== this.note) {
+            $('notice').textContent = note;
+            $('notice').hidden = false;
+            clearTimeout(this.hiding);
+            this.hiding = setTimeout(() => { $('notice').hidden = true; }, noticed);
+        }
+        this.note = note;
+        this.arrange();
     }
 
     changed() {
@@ -109,7 +123,8 @@ export class View {
         this.timer = setTimeout(() => this.request(), settle);
     }
 
-    // request asks the gateway for a desktop of the window's size, one request at a time and only the newest.
+    // request asks the gateway for a desktop of the window's size, or the nearest there is, one request at a time and only
+    // the newest.
     async request() {
         if (this.mode !== 'window' || this.connection.state !== 'connected' || this.viewOnly || document.hidden) {
             return;
@@ -119,18 +134,27 @@ export class View {
             return;
         }
         const { width, height } = this.wanted();
+        if (!width || !height) {
+            return;
+        }
         const key = `${width}x${height}`;
         const canvas = this.screen.querySelector('canvas');
-        if (this.asked === key || canvas && canvas.width === width && canvas.height === height) {
+        if (canvas && canvas.width === width && canvas.height === height) {
+            this.asked = null;
+            this.say('');
+            return;
+        }
+        if (this.asked === key) {
             return;
         }
         this.asked = key;
         this.requesting = true;
         try {
-            await api.post(`api/sessions/${encodeURIComponent(this.connection.name)}/resize`, { width, height });
+            const now = await (await api.post(`api/sessions/${encodeURIComponent(this.connection.name)}/resize`, { width, height })).json();
+            const exact = now.width === width && now.height === height;
+            this.say(exact ? '' : `${now.width} × ${now.height} is the nearest to this window's size that this desktop can have.`);
         } catch (err) {
-            // Scaled to fit is the next best; a screen that cannot be resized says so once, in the panel.
-            $('size').textContent = `The desktop keeps its size: ${err.message}`;
+            this.say(`The desktop keeps its size: ${err.message}.`); // scaled to fit is the next best
         } finally {
             this.requesting = false;
         }

@@ -348,15 +348,19 @@ func (f *Fake) Shot(_ context.Context, c api.Caller, name string) ([]byte, error
 	return buf.Bytes(), err
 }
 
-// Resize implements api.Manager.
-func (f *Fake) Resize(_ context.Context, c api.Caller, name string, width, height int) error {
+// Resize implements api.Manager with a screen that can have 2560x1600 pixels at most.
+func (f *Fake) Resize(_ context.Context, c api.Caller, name string, req api.ResizeRequest) (api.Size, error) {
 	s, err := f.find(c, name)
 	if err != nil {
-		return err
+		return api.Size{}, err
 	}
-	s.Display.Size = fmt.Sprintf("%dx%d", width, height)
+	size := api.Size{Width: min(req.Width, 2560), Height: min(req.Height, 1600)}
+	if size != req.Size && !req.Nearest {
+		return api.Size{}, fmt.Errorf("session %q: %w size", name, orchestrator.ErrInvalid)
+	}
+	s.Display.Size = fmt.Sprintf("%dx%d", size.Width, size.Height)
 	f.Add(s)
-	return f.note("Resize", name, width, height)
+	return size, f.note("Resize", name, req.Width, req.Height)
 }
 
 // Trace implements api.Manager.

@@ -381,7 +381,12 @@ func (c *Client) Shot(ctx context.Context, name string) ([]byte, error) {
 
 // Resize sets the screen's size in pixels.
 func (c *Client) Resize(ctx context.Context, name string, size api.Size) error {
-	return c.call(ctx, "POST", session(name, "/resize"), nil, size, nil)
+	return c.call(ctx, "POST", session(name, "/resize"), nil, api.ResizeRequest{Size: size}, nil)
+}
+
+// Fit sets the screen's size to the nearest that the X server can have, which it returns.
+func (c *Client) Fit(ctx context.Context, name string, size api.Size) (api.Size, error) {
+	return fetch[api.Size](ctx, c, "POST", session(name, "/resize"), nil, api.ResizeRequest{Size: size, Nearest: true})
 }
 
 // Trace returns how a session started.

@@ -58,20 +58,23 @@ func TestRoutesAndDocumentAgree(t *testing.T) {
 
 // sizes are answered alike by whoever is asked for one: the bounds are those of package profiles.
 var sizes = map[string]int{
-	`{"width":320,"height":200}`: 204, `{"width":8192,"height":8192}`: 204,
-	`{"width":319,"height":200}`: 400, `{"width":320,"height":199}`: 400, `{"width":0,"height":600}`: 400,
+	`{"width":320,"height":200}`: 204, `{"width":8192,"height":8192,"nearest":true}`: 200,
+	`{"width":2560,"height":1601}`: 400, // within the bounds, but not of the fake's screen
+	`{"width":319,"height":200}`:   400, `{"width":320,"height":199}`: 400, `{"width":0,"height":600}`: 400,
 	`{"width":8193,"height":8192}`: 400, `{"width":8192,"height":8193}`: 400,
 }
 
 // TestDocumentedSizes checks that the document has the bounds that hold.
 func TestDocumentedSizes(t *testing.T) {
-	props := document(t).Components.Schemas["Size"].Value.Properties
-	for name, want := range map[string][2]float64{
-		"width": {profiles.MinWidth, profiles.MaxWidth}, "height": {profiles.MinHeight, profiles.MaxHeight},
-	} {
-		p := props[name].Value
-		if p.Min == nil || p.Max == nil || *p.Min != want[0] || *p.Max != want[1] {
-			t.Errorf("%s is from %v to %v; want from %v to %v", name, p.Min, p.Max, want[0], want[1])
+	for _, schema := range []string{"Size", "ResizeRequest"} {
+		props := document(t).Components.Schemas[schema].Value.Properties
+		for name, want := range map[string][2]float64{
+			"width": {profiles.MinWidth, profiles.MaxWidth}, "height": {profiles.MinHeight, profiles.MaxHeight},
+		} {
+			p := props[name].Value
+			if p.Min == nil || p.Max == nil || *p.Min != want[0] || *p.Max != want[1] {
+				t.Errorf("%s of %s is from %v to %v; want from %v to %v", name, schema, p.Min, p.Max, want[0], want[1])
+			}
 		}
 	}
 }
@@ -83,7 +86,7 @@ func TestSchemasAndTypesAgree(t *testing.T) {
 		"Session": api.Session{}, "Display": api.Display{}, "Audio": api.Audio{}, "Bus": api.Bus{}, "Remote": api.Remote{},
 		"Component": api.Component{}, "UpRequest": api.UpRequest{}, "UpEvent": api.UpEvent{}, "Build": api.Build{}, "Error": api.Error{},
 		"Event": api.Event{}, "Trace": api.Trace{}, "Span": api.Span{}, "ExecRequest": api.ExecRequest{}, "TermSize": orchestrator.TermSize{},
-		"Size": api.Size{}, "ImageList": api.ImageList{}, "Image": orchestrator.Image{}, "ImageEvent": api.ImageEvent{},
+		"Size": api.Size{}, "ResizeRequest": api.ResizeRequest{}, "ImageList": api.ImageList{}, "Image": orchestrator.Image{}, "ImageEvent": api.ImageEvent{},
 		"Progress": orchestrator.Progress{}, "BuildRequest": api.BuildRequest{}, "RefRequest": api.RefRequest{}, "TagRequest": api.TagRequest{},
 		"PruneResult": api.PruneResult{}, "DaemonInfo": api.DaemonInfo{}, "EngineInfo": orchestrator.Info{}, "Plan": api.Plan{},
 		"PlanApp": profiles.App{}, "PlanComponent": profiles.Component{}, "Probe": profiles.Probe{}, "PlanDisplay": profiles.Display{}, "PlanAudio": profiles.Audio{},

@@ -232,15 +232,19 @@ func (s *Server) shot(w http.ResponseWriter, r *http.Request, c api.Caller) erro
 }
 
 func (s *Server) resize(w http.ResponseWriter, r *http.Request, c api.Caller) error {
-	var size api.Size
-	if err := readJSON(w, r, maxBody, &size); err != nil {
+	var req api.ResizeRequest
+	if err := readJSON(w, r, maxBody, &req); err != nil {
 		return err
 	}
-	if err := profiles.CheckSize(size.Width, size.Height); err != nil {
+	if err := profiles.CheckSize(req.Width, req.Height); err != nil {
 		return fmt.Errorf("%w: %w", orchestrator.ErrInvalid, err)
 	}
-	if err := s.Manager.Resize(r.Context(), c, r.PathValue("name"), size.Width, size.Height); err != nil {
+	size, err := s.Manager.Resize(r.Context(), c, r.PathValue("name"), req)
+	if err != nil {
 		return err
+	}
+	if req.Nearest {
+		return writeJSON(w, http.StatusOK, size)
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
