@@ -93,7 +93,7 @@ run: build
 
 # The tests with real sessions share one root; it stays, as a cache for the next run, until make clean. gotestsum
 # (tools/test/go.mod) counts at the end what passed, failed and was skipped, with the reason.
-TEST_ROOT ?= /var/tmp/berth-test
+TEST_ROOT ?= /var/tmp/berth-test-2
 
 test: build
 	tools/deps run test

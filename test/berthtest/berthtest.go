@@ -26,7 +26,7 @@ import (
 // Env names the directory of the shared root; Default is used without it. It is short: sockets lie below it.
 const (
 	Env     = "BERTH_TEST_ROOT"
-	Default = "/var/tmp/berth-test"
+	Default = "/var/tmp/berth-test-2" // as in Makefile; the number changes when an older root cannot be used any more
 )
 
 // Patience is how long a test waits for what should happen at once on an idle machine. It is no measure of speed.
