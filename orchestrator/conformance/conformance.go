@@ -45,6 +45,8 @@ type Host struct {
 	State func(t *testing.T) map[string][]string
 	// NAT says that pods get a network with NetworkNAT on this host.
 	NAT bool
+	// NoOOM says that containers that run out of memory are killed without an EventOOM.
+	NoOOM bool
 	// Local says that containers' processes are processes of this host.
 	Local bool
 }
@@ -1039,7 +1041,7 @@ func (s *suite) limits(t *testing.T) {
 	}
 	oom := func(pod, name string) {
 		t.Helper()
-		var killed, told bool
+		killed, told := false, s.NoOOM
 		for !killed || !told {
 			ev := s.next(t, events)
 			if ev.Pod != pod || ev.Container != name {

@@ -125,7 +125,7 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	}
 	e := &Engine{namespace: namespace(opt.Layout.Instance()), client: client, snapshotter: opt.Snapshotter, layout: opt.Layout, log: opt.Log, cgroups: cgroups}
 	e.runcOptions = e.makeRuncOptions()
-	e.releases = major >= 2 // the shim of 1.7 watches for a lack of memory only what was started through it
+	e.releases = true
 	if opt.Runtime != "" && opt.Runtime != e.runcOptions.BinaryName {
 		e.runcOptions.BinaryName = opt.Runtime
 		version, err := e.runtimeVersion(ctx)
@@ -133,7 +133,7 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 			client.Close()
 			return nil, fmt.Errorf("runtime: %w", err)
 		}
-		e.releases = e.releases && strings.HasPrefix(version, "runc ")
+		e.releases = strings.HasPrefix(version, "runc ")
 	}
 	e.volatile, err = kernelversion.GreaterEqualThan(kernelversion.KernelVersion{Kernel: 5, Major: 10})
 	if err != nil {
@@ -153,7 +153,8 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 }
 
 // The oldest containerd that has what is used here: a store of sandbox records, and shims that serve all containers of one.
-// 1.6 has neither. (1.7.24 and 2.4.2 pass the conformance suite.)
+// 1.6 has neither. (1.7.24 and 2.4.2 pass the conformance suite, but that the shim of 1.7 watches for a lack of memory only
+// what was started through it, and leaves the children of a program that was started so and ends at once.)
 const (
 	oldestMajor = 1
 	oldestMinor = 7

@@ -127,10 +127,15 @@ func TestExistingContainerd(t *testing.T) {
 	e := h.open(t)
 	defer e.Close()
 	h.importImage(t, e)
+	info, err := e.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	major, _ := parseVersion(info.Version)
 	t.Run("conformance", func(t *testing.T) {
 		conformance.Run(t, func(t *testing.T) conformance.Host {
 			return conformance.Host{
-				Engine: e, Image: conformance.ImageRef, Local: true, NAT: canNAT(),
+				Engine: e, Image: conformance.ImageRef, Local: true, NAT: canNAT(), NoOOM: major < 2,
 				Reopen: func(t *testing.T) orchestrator.Engine { return h.open(t) },
 				State:  func(t *testing.T) map[string][]string { return h.state(t) },
 			}

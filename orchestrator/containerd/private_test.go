@@ -53,6 +53,7 @@ func newHostOn(t testing.TB, snapshotter string, start func(layout paths.Layout)
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(filepath.Join(layout.Libexec, "containerd")); err != nil {
+		os.Remove(root)
 		t.Skipf("no engine programs (%v); make builds them, BERTH_LIBEXEC names their directory", err)
 	}
 	h := &host{layout: layout, snapshotter: snapshotter, log: filepath.Join(layout.State, "log", "containerd.log")}
