@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -35,6 +36,7 @@ type Engine struct {
 	Containerd  string        // Unix socket of an existing containerd; "" runs a private one
 	Snapshotter string        // never empty
 	Runtime     string        // OCI runtime in place of the built runc; "" for that one
+	Subnet      string        // IPv4 network of the sessions; "" means a free one below 10.128.0.0/9
 	BuildIdle   time.Duration // how long buildkitd stays after a build
 }
 
@@ -79,6 +81,9 @@ var fields = []field{
 	{table: "engine", key: "runtime", example: `"/usr/bin/crun"`,
 		doc: "OCI runtime to use in place of Berth's own runc.",
 		ptr: func(c *Config) any { return &c.Engine.Runtime }, check: absolute},
+	{table: "engine", key: "subnet", example: `"10.210.0.0/16"`,
+		doc: "IPv4 network that sessions get addresses from. Unset: a free one below 10.128.0.0/9, kept once chosen.",
+		ptr: func(c *Config) any { return &c.Engine.Subnet }, check: ipv4Network},
 	{table: "engine", key: "build_idle",
 		doc: "How long buildkitd is kept after a build.",
 		ptr: func(c *Config) any { return &c.Engine.BuildIdle }},
@@ -242,6 +247,14 @@ func (f field) assign(c *Config, v any) error {
 		*p = list
 	default:
 		panic(fmt.Sprintf("config: field %s.%s has type %T", f.table, f.key, p))
+	}
+	return nil
+}
+
+// ipv4Network wants an IPv4 network with room for some pods.
+func ipv4Network(v string) error {
+	if p, err := netip.ParsePrefix(v); err != nil || !p.Addr().Is4() || p.Bits() > 29 {
+		return errors.New("must be an IPv4 network such as 10.210.0.0/16")
 	}
 	return nil
 }

@@ -34,6 +34,7 @@ func TestParse(t *testing.T) {
 			containerd = "/run/containerd/containerd.sock"
 			snapshotter = "zfs"
 			runtime = "/usr/bin/crun"
+			subnet = "10.210.0.0/16"
 			build_idle = "30s"
 			[gateway]
 			listen = "[::]:443"
@@ -50,7 +51,7 @@ deb http://m.invalid/debian bookworm main
 """
 			[session]
 			user = "anna"`, &Config{
-			Engine{"/run/containerd/containerd.sock", "zfs", "/usr/bin/crun", 30 * time.Second},
+			Engine{"/run/containerd/containerd.sock", "zfs", "/usr/bin/crun", "10.210.0.0/16", 30 * time.Second},
 			Gateway{"[::]:443", "::1", 6000, "/a.crt", "/a.key", true, []string{"a.example.org", "b"}},
 			Images{"deb http://m.invalid/debian bookworm main\n"}, Session{"anna"},
 		}},
@@ -78,7 +79,7 @@ func TestParseErrors(t *testing.T) {
 		want       []string
 	}{
 		{"unknown_key", "[engine]\nsnapshoter = \"x\"", []string{
-			"f:2:1: engine.snapshoter: no such key; [engine] has containerd, snapshotter, runtime, build_idle"}},
+			"f:2:1: engine.snapshoter: no such key; [engine] has containerd, snapshotter, runtime, subnet, build_idle"}},
 		{"unknown_table", "[engin]\nx = 1\ny = 2\n[session]\nuser = 3", []string{
 			"f:1:2: [engin]: no such table; there are engine, gateway, images, session",
 			"f:5:8: session.user: a string is wanted, not the number 3"}},
@@ -104,7 +105,7 @@ sources = 1979-05-27
 `, []string{
 			`f:3:16: engine.containerd: "run.sock" is not an absolute path`,
 			`f:4:16: engine.build_idle: "soon" is not a duration above zero; write one such as "30s", "5m" or "1h"`,
-			`f:5:3: engine.build_idle2: no such key; [engine] has containerd, snapshotter, runtime, build_idle`,
+			`f:5:3: engine.build_idle2: no such key; [engine] has containerd, snapshotter, runtime, subnet, build_idle`,
 			`f:7:10: gateway.listen: "6080" is not HOST:PORT, such as "127.0.0.1:6080" or "[::]:6080"`,
 			`f:8:12: gateway.vnc_port: 70000 is not a port; ports are 1 to 65535`,
 			`f:9:12: gateway.tls_cert: needs gateway.tls_key beside it`,

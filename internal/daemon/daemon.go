@@ -66,7 +66,7 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 		err = errors.Join(err, programs.Stop(stop))
 	}()
 	engine, err := containerd.New(ctx, containerd.Options{Layout: l, Socket: programs.Socket(), Snapshotter: programs.Snapshotter(),
-		Runtime: cfg.Engine.Runtime, Log: log})
+		Runtime: cfg.Engine.Runtime, Subnet: cfg.Engine.Subnet, Log: log})
 	if err != nil {
 		return err
 	}

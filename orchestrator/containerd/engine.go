@@ -148,6 +148,9 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	bg, stop := context.WithCancel(context.Background())
 	e.stop = stop
 	e.watch = newWatcher(e)
+	if err := e.network.resume(ctx); err != nil { // the pods are there, if offline
+		e.log.Warn("network of pods", "error", err)
+	}
 	e.work.Go(func() { e.trimLogs(bg) })
 	return e, nil
 }

@@ -74,7 +74,7 @@ func (n *network) start(pod string, anchor int, mode orchestrator.NetworkMode) {
 	go func() {
 		defer close(job.done)
 		defer cancel()
-		ip, err := n.connect(ctx, pod, fmt.Sprintf("/proc/%d/ns/net", anchor))
+		ip, err := n.connect(ctx, pod, netnsOf(anchor))
 		if err == nil {
 			err = n.e.setExtension(ctx, pod, extNet, []byte(ip))
 		}
@@ -91,6 +91,34 @@ func (n *network) start(pod string, anchor int, mode orchestrator.NetworkMode) {
 			n.e.log.Warn("cannot record that a pod has no network", "pod", pod, "error", err)
 		}
 	}()
+}
+
+// resume connects the pods that a daemon which was killed left without a network: those that run, want one, and have neither
+// an address nor a reason.
+func (n *network) resume(ctx context.Context) error {
+	ctx = n.e.withNamespace(ctx)
+	pods, err := n.e.client.SandboxStore().List(ctx)
+	if err != nil {
+		return fmt.Errorf("pods: %w", err)
+	}
+	for _, sb := range pods {
+		if sb.Extensions[extNet] != nil || sb.Extensions[extNetErr] != nil {
+			continue
+		}
+		if used, err := n.used(ctx, sb.ID); err != nil || !used {
+			continue // what cannot be read is no pod of ours
+		}
+		t, err := n.e.task(ctx, sb.ID)
+		if err != nil || !n.e.runs(sb.ID, t) {
+			continue
+		}
+		// What was begun is taken back first.
+		if err := n.disconnect(ctx, sb.ID, netnsOf(int(t.Pid))); err != nil {
+			return fmt.Errorf("pod %q: %w", sb.ID, err)
+		}
+		n.start(sb.ID, int(t.Pid), orchestrator.NetworkNAT)
+	}
+	return nil
 }
 
 func (n *network) connect(ctx context.Context, pod, netns string) (ip string, err error) {
@@ -135,6 +163,18 @@ func (n *network) remove(ctx context.Context, pod string) error {
 	if used, err := n.used(ctx, pod); err != nil || !used {
 		return err
 	}
+	// Without a namespace: the interface pair goes with it, only the address is left to be given back.
+	if err := n.disconnect(ctx, pod, ""); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	delete(n.jobs, pod)
+	n.mu.Unlock()
+	return n.leave(ctx)
+}
+
+// disconnect gives a pod's address back and, unless netns is "", removes its interface there. What is not there is fine.
+func (n *network) disconnect(ctx context.Context, pod, netns string) error {
 	n.conf.Lock()
 	list, err := n.config()
 	n.conf.Unlock()
@@ -143,15 +183,13 @@ func (n *network) remove(ctx context.Context, pod string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.timeout)
 	defer cancel()
-	// Without a namespace: the interface pair goes with it, only the address is left to be given back.
-	if err := n.cni.DelNetworkList(ctx, list, &libcni.RuntimeConf{ContainerID: pod, IfName: podInterface}); err != nil {
+	if err := n.cni.DelNetworkList(ctx, list, &libcni.RuntimeConf{ContainerID: pod, NetNS: netns, IfName: podInterface}); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	n.mu.Lock()
-	delete(n.jobs, pod)
-	n.mu.Unlock()
-	return n.leave(ctx)
+	return nil
 }
+
+func netnsOf(pid int) string { return fmt.Sprintf("/proc/%d/ns/net", pid) }
 
 // used tells whether the pod was ever connected, or may have been.
 func (n *network) used(ctx context.Context, pod string) (bool, error) {
@@ -296,6 +334,6 @@ next:
 		}
 		return p, nil
 	}
-	return netip.Prefix{}, fmt.Errorf("subnet: %w: the host's routes cover all of 10.128.0.0/9; name one in the configuration",
+	return netip.Prefix{}, fmt.Errorf("subnet: %w: the host's routes cover all of 10.128.0.0/9; name one as engine.subnet in the configuration",
 		orchestrator.ErrUnavailable)
 }

@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -94,5 +95,44 @@ func TestHangingPlugin(t *testing.T) {
 		if err := e.RemovePod(t.Context(), id); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A daemon that was killed while it connected a pod leaves that to the next.
+func TestNetworkIsResumed(t *testing.T) {
+	if !canNAT() {
+		t.Skip("this host cannot masquerade")
+	}
+	h := newHost(t, "overlayfs")
+	e := h.open(t)
+	ctx := t.Context()
+	pod, err := e.CreatePod(ctx, orchestrator.PodSpec{ID: "offline", Network: orchestrator.NetworkNone})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// So it looks between the pod's creation and its connection.
+	record, err := json.Marshal(podRecord{Network: orchestrator.NetworkNAT})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.setExtension(e.withNamespace(ctx), pod.ID, extSpec, record); err != nil {
+		t.Fatal(err)
+	}
+	e.Close()
+	e = h.open(t)
+	defer e.Close()
+	for deadline := time.Now().Add(time.Minute); pod.IP == "" && pod.NetworkError == ""; time.Sleep(10 * time.Millisecond) {
+		if pod, err = e.Pod(ctx, "offline"); err != nil || time.Now().After(deadline) {
+			t.Fatalf("pod = %+v, %v; want an address", pod, err)
+		}
+	}
+	if pod.NetworkError != "" {
+		t.Error(pod.NetworkError)
+	}
+	if err := e.RemovePod(ctx, pod.ID); err != nil {
+		t.Error(err)
+	}
+	if left := h.state(t)["interfaces"]; len(left) > 0 {
+		t.Errorf("interfaces left: %v", left)
 	}
 }
