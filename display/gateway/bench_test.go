@@ -11,18 +11,18 @@ import (
 	"time"
 )
 
-// The benchmarks compare a viewer behind the gateway with one on the VNC server's own socket:
+// The benchmarks compare a viewer behind the gateway with one on the VNC server's own socket, and with one on a TCP port of
+// the same server, which no session has: what the gateway costs beyond the TCP that every viewer over a network needs.
 //
 //	go test -run - -bench . ./display/gateway
 //
-// Both are connected at the same time and take turns, so that whatever else the machine does hits both. The medians of
-// both and their ratio are reported; ns/op, the sum of the two, means nothing.
+// All are connected at the same time and take turns, so that whatever else the machine does hits all of them. The medians
+// and their ratios are reported; ns/op, the sum, means nothing.
 //
 // Frames/zrle is what viewers see: a real Xvnc compresses whole screens of text as fast as it is asked for them. Frames/raw
-// and Bytes are worst cases in which hardly anything is done but sending; they measure loopback TCP against a Unix
-// socket more than the gateway, which moves the bytes with splice(2).
+// and Bytes are worst cases in which hardly anything is done but sending.
 
-// viewer is one connection of a comparison.
+// benchViewer is one connection of a comparison.
 type benchViewer struct {
 	net.Conn
 	in            *bufio.Reader
@@ -31,29 +31,24 @@ type benchViewer struct {
 	took          []time.Duration
 }
 
-// compare lets two viewers take turns; prepare sets what a turn is.
-func compare(b *testing.B, s Session, prepare func(v *benchViewer) error) {
+// compare lets viewers of a server take turns, on its own socket, on its own TCP port and behind the gateway; prepare sets
+// what a turn is.
+func compare(b *testing.B, s Session, tcp string, prepare func(v *benchViewer) error) {
 	sessions := &fakeSessions{}
 	sessions.set(s)
-	addr := openVNC(b, newGateway(b, sessions), s.Name)
-	var both [2]*benchViewer
-	for i, join := range []func() (net.Conn, error){
-		func() (net.Conn, error) {
-			c, err := net.Dial("unix", s.VNCSocket)
-			if err != nil {
-				return nil, err
-			}
-			return c, joinServer(c)
-		},
-		func() (net.Conn, error) {
-			c, err := net.Dial("tcp", addr)
-			if err != nil {
-				return nil, err
-			}
-			return c, logIn(c, s.Password)
-		},
+	var all [3]*benchViewer
+	for i, side := range []struct {
+		network, address string
+		join             func(net.Conn) error
+	}{
+		{"unix", s.VNCSocket, func(c net.Conn) error { return joinServer(c) }},
+		{"tcp", tcp, func(c net.Conn) error { return joinServer(c) }},
+		{"tcp", openVNC(b, newGateway(b, sessions), s.Name), func(c net.Conn) error { return logIn(c, s.Password) }},
 	} {
-		c, err := join()
+		c, err := net.Dial(side.network, side.address)
+		if err == nil {
+			err = side.join(c)
+		}
 		if c != nil {
 			defer c.Close()
 		}
@@ -67,10 +62,10 @@ func compare(b *testing.B, s Session, prepare func(v *benchViewer) error) {
 		if err := prepare(v); err != nil {
 			b.Fatal(err)
 		}
-		both[i] = v
+		all[i] = v
 	}
 	for b.Loop() {
-		for _, v := range both {
+		for _, v := range all {
 			start := time.Now()
 			if err := v.turn(); err != nil {
 				b.Fatal(err)
@@ -78,14 +73,16 @@ func compare(b *testing.B, s Session, prepare func(v *benchViewer) error) {
 			v.took = append(v.took, time.Since(start))
 		}
 	}
-	var median [2]float64
-	for i, v := range both {
+	var median [3]float64
+	for i, v := range all {
 		slices.Sort(v.took)
 		median[i] = float64(v.took[len(v.took)/2])
 	}
-	b.ReportMetric(median[0], "ns-direct")
-	b.ReportMetric(median[1], "ns-gateway")
-	b.ReportMetric(median[1]/median[0], "ratio")
+	b.ReportMetric(median[0], "ns-unix")
+	b.ReportMetric(median[1], "ns-tcp")
+	b.ReportMetric(median[2], "ns-gateway")
+	b.ReportMetric(median[2]/median[0], "ratio-unix")
+	b.ReportMetric(median[2]/median[1], "ratio-tcp")
 }
 
 // logIn is a viewer's side of RFB 3.3 with a password, up to ClientInit.
@@ -136,7 +133,7 @@ func BenchmarkFrames(b *testing.B) {
 	x.xterm("base64 -w 160 /dev/urandom | head -n 60")
 	for name, encoding := range map[string]uint32{"raw": 0, "zrle": 16} {
 		b.Run(name, func(b *testing.B) {
-			compare(b, x.session("one"), func(v *benchViewer) error {
+			compare(b, x.session("one"), x.tcp, func(v *benchViewer) error {
 				v.turn = func() error { return v.frame(encoding) }
 				// SetEncodings, section 7.5.2.
 				_, err := v.Write(binary.BigEndian.AppendUint32([]byte{2, 0, 0, 1}, encoding))
@@ -181,7 +178,8 @@ func (v *benchViewer) frame(encoding uint32) error {
 
 // BenchmarkLatency sends a byte there and back; the difference is what the gateway adds to both ways together.
 func BenchmarkLatency(b *testing.B) {
-	compare(b, fakeSession("one", newFakeVNC(b).path), func(v *benchViewer) error {
+	fake := newFakeVNC(b)
+	compare(b, fakeSession("one", fake.path), fake.tcp(b), func(v *benchViewer) error {
 		v.turn = func() error {
 			var one [1]byte
 			if _, err := v.Write(one[:]); err != nil {
@@ -197,7 +195,8 @@ func BenchmarkLatency(b *testing.B) {
 // BenchmarkBytes has 4 MiB echoed.
 func BenchmarkBytes(b *testing.B) {
 	data := make([]byte, 4<<20)
-	compare(b, fakeSession("one", newFakeVNC(b).path), func(v *benchViewer) error {
+	fake := newFakeVNC(b)
+	compare(b, fakeSession("one", fake.path), fake.tcp(b), func(v *benchViewer) error {
 		v.turn = func() error {
 			go func() { _, _ = v.Write(data) }() // an error shows in the reading
 			_, err := io.CopyN(io.Discard, v.in, int64(len(data)))

@@ -119,6 +119,33 @@ func newFakeVNC(t testing.TB) *fakeVNC {
 		t.Fatal(err)
 	}
 	f := &fakeVNC{Listener: ln, path: path, shared: make(chan byte, 1024), open: make(chan int, 4096)}
+	f.serve(ln)
+	t.Cleanup(func() {
+		ln.Close()
+		f.mu.Lock()
+		for _, c := range f.conns {
+			c.Close()
+		}
+		f.mu.Unlock()
+		f.wg.Wait()
+		os.RemoveAll(dir)
+	})
+	return f
+}
+
+// tcp makes it listen on a TCP port of loopback as well, and returns its address.
+func (f *fakeVNC) tcp(t testing.TB) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	f.serve(ln)
+	return ln.Addr().String()
+}
+
+func (f *fakeVNC) serve(ln net.Listener) {
 	f.wg.Go(func() {
 		for {
 			c, err := ln.Accept()
@@ -138,17 +165,6 @@ func newFakeVNC(t testing.TB) *fakeVNC {
 			})
 		}
 	})
-	t.Cleanup(func() {
-		ln.Close()
-		f.mu.Lock()
-		for _, c := range f.conns {
-			c.Close()
-		}
-		f.mu.Unlock()
-		f.wg.Wait()
-		os.RemoveAll(dir)
-	})
-	return f
 }
 
 func (f *fakeVNC) handshake(c net.Conn) error {

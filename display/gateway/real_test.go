@@ -94,6 +94,7 @@ type realX struct {
 	socket  string // of X
 	auth    string // Xauthority
 	vnc     string // socket of VNC
+	tcp     string // address of VNC over TCP, which Xvnc has here for benchmarks
 	stopVNC func()
 	env     []string
 }
@@ -112,8 +113,18 @@ func startX(t testing.TB, kind string, width, height int) *realX {
 		program(t, "x11vnc", "x11vnc")
 		cmd = exec.Command(program(t, "Xvfb", "xvfb"), "-screen", "0", "2560x1600x24")
 	case "xvnc":
+		tcp := "-1"
+		if _, ok := t.(*testing.B); ok { // tests do without: another program may take the port
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			x.tcp = ln.Addr().String()
+			ln.Close()
+			_, tcp, _ = net.SplitHostPort(x.tcp)
+		}
 		cmd = exec.Command(program(t, "Xvnc", "tigervnc-standalone-server"), "-geometry", fmt.Sprintf("%dx%d", width, height),
-			"-depth", "24", "-SecurityTypes", "None", "-rfbunixpath", x.vnc, "-rfbport=-1")
+			"-depth", "24", "-SecurityTypes", "None", "-rfbunixpath", x.vnc, "-rfbport="+tcp, "-localhost")
 	}
 	cookie := xauth.NewCookie()
 	authorize := func(displays ...int) {
