@@ -70,6 +70,7 @@ func hear(t *testing.T, s api.Session, hz float64) float64 {
 	}
 	defer func() {
 		cancel()
+		out.Close() // what it cannot write any more does not keep it
 		rec.Wait()
 	}()
 	// Silence comes first; the tone is there once a whole stretch is loud.
