@@ -66,6 +66,9 @@ func Take(l paths.Layout) (State, error) {
 				}
 				return nil
 			}
+			if d.IsDir() && (rel == "fifo" || strings.HasPrefix(rel, "fifo/")) {
+				return nil // each daemon has a directory for the pipes of its execs; only pipes can be left in it
+			}
 			kind := "files"
 			if d.Type()&fs.ModeSocket != 0 {
 				kind = "sockets"

@@ -68,7 +68,8 @@ func removeFIFODir(dir string) error {
 	return nil
 }
 
-// processStart is when a process was started, in clock ticks since boot; 0 if there is none.
+// processStart is when a process was started, in clock ticks since boot; 0 if there is none, or one that has ended and waits
+// for its parent.
 func processStart(pid int) uint64 {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -77,7 +78,7 @@ func processStart(pid int) uint64 {
 	// The second field is the program's name in parentheses, which may hold anything.
 	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 	const start = 22 - 3
-	if len(f) <= start {
+	if len(f) <= start || f[0][0] == 'Z' || f[0][0] == 'X' {
 		return 0
 	}
 	n, err := strconv.ParseUint(string(f[start]), 10, 64)
