@@ -29,6 +29,16 @@ func (Screen) Shot(ctx context.Context, socket, xauthority string, maxWidth int)
 	return x11.PNG(img)
 }
 
+// Painted returns when every panel on the screen shows more than its background, or ctx ends.
+func (Screen) Painted(ctx context.Context, socket, xauthority string) error {
+	c, err := x11.Open(ctx, socket, xauthority)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Painted(ctx)
+}
+
 // Resize sets the screen's size in pixels and its resolution.
 func (Screen) Resize(ctx context.Context, socket, xauthority string, width, height, dpi int) error {
 	c, err := x11.Open(ctx, socket, xauthority)

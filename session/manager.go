@@ -45,6 +45,8 @@ type Target struct {
 
 // Screen reads and changes a display.
 type Screen interface {
+	// Painted returns when every panel on the screen shows more than its background, or ctx ends.
+	Painted(ctx context.Context, socket, xauthority string) error
 	Shot(ctx context.Context, socket, xauthority string, maxWidth int) ([]byte, error)
 	Resize(ctx context.Context, socket, xauthority string, width, height, dpi int) error
 	// Fit is Resize to the nearest size that the display can have, which it returns.

@@ -180,6 +180,7 @@ func (b *bed) Detach(r Remote) {
 	delete(b.attached, r.Name)
 }
 
+func (b *bed) Painted(context.Context, string, string) error             { return nil }
 func (b *bed) Shot(context.Context, string, string, int) ([]byte, error) { return []byte("PNG"), nil }
 func (b *bed) Size(ctx context.Context, _, _ string) (int, int, error) {
 	if b.deaf {

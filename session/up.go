@@ -255,6 +255,7 @@ func (s *session) awaitStart(ctx context.Context, createErr <-chan error, say fu
 			return startErr
 		}
 		if ready {
+			s.awaitPaint(ctx)
 			return s.finishStart(ctx)
 		}
 		select {
@@ -267,6 +268,23 @@ func (s *session) awaitStart(ctx context.Context, createErr <-chan error, say fu
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// paintTimeout is how long a start that is ready otherwise waits for panels to be painted. Some never show anything.
+const paintTimeout = 2 * time.Second
+
+// awaitPaint waits until the panels that are on the screen can also be seen there: who takes a picture or opens the page at
+// once shall not find them black.
+func (s *session) awaitPaint(ctx context.Context) {
+	if s.rec.Plan.Owner("display") == "" || s.rec.Plan.Owner("panel") == "" {
+		return
+	}
+	defer s.tracer.begin("", "paint")("")
+	ctx, cancel := context.WithTimeout(ctx, paintTimeout)
+	defer cancel()
+	if err := s.m.opt.Screen.Painted(ctx, s.wires.xsocket(), s.wires.xauthority()); err != nil {
+		s.m.opt.Log.Debug("panels", "session", s.name, "error", err)
 	}
 }
 

@@ -55,6 +55,11 @@ func (c *Conn) shot(x *xgb.Conn) (*image.RGBA, error) {
 		return nil, fmt.Errorf("the X server says its screen has %dx%d pixels, at most %dx%d are read",
 			r.Dx(), r.Dy(), profiles.MaxWidth, profiles.MaxHeight)
 	}
+	return c.region(x, r)
+}
+
+// region reads a part of the screen, which must lie within it.
+func (c *Conn) region(x *xgb.Conn, r image.Rectangle) (*image.RGBA, error) {
 	f, err := c.pixels()
 	if err != nil {
 		return nil, err
@@ -65,7 +70,7 @@ func (c *Conn) shot(x *xgb.Conn) (*image.RGBA, error) {
 	ask := func(y int) {
 		if y < r.Dy() {
 			ahead = append(ahead, xproto.GetImage(x, xproto.ImageFormatZPixmap, xproto.Drawable(c.screen.Root),
-				0, int16(y), uint16(r.Dx()), uint16(min(rows, r.Dy()-y)), 0xffffffff))
+				int16(r.Min.X), int16(r.Min.Y+y), uint16(r.Dx()), uint16(min(rows, r.Dy()-y)), 0xffffffff))
 		}
 	}
 	for i := range stripsAhead {

@@ -115,6 +115,41 @@ func TestWatcher(t *testing.T) {
 	}
 }
 
+// A panel with something on it is painted at some time, one with nothing on it is not.
+func TestPainted(t *testing.T) {
+	for name, tc := range map[string]struct {
+		config  string
+		painted bool
+	}{"usual": {"/etc/xdg/tint2/tint2rc", true}, "plain": {"/tmp/plain", false}} {
+		t.Run(name, func(t *testing.T) {
+			s, _, c := server(t, "xvfb")
+			if err := c.Painted(deadline(t)); err != nil {
+				t.Errorf("a screen without panels: %v", err)
+			}
+			w, err := c.Watch()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Close()
+			s.Run("openbox", "--sm-disable") // tint2 waits for a window manager
+			s.Run("sh", "-c", `echo 'panel_items =' >/tmp/plain; exec tint2 -c "$1"`, "sh", tc.config)
+			if err := w.Wait(deadline(t), x11.Dock); err != nil {
+				t.Fatal(err)
+			}
+			ctx := deadline(t)
+			if !tc.painted {
+				short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+				defer cancel()
+				ctx = short
+			}
+			err = c.Painted(ctx)
+			if tc.painted && err != nil || !tc.painted && (!errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "to be painted")) {
+				t.Errorf("painted: %v", err)
+			}
+		})
+	}
+}
+
 func TestLost(t *testing.T) {
 	_, p, c := server(t, "xvfb")
 	w, err := c.Watch()

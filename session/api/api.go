@@ -134,7 +134,7 @@ type Event struct {
 // Span is one bar of `berth trace`, in milliseconds since the request.
 type Span struct {
 	Component string  `json:"component"` // "" for the session's own steps
-	Phase     string  `json:"phase"`     // image | wires | gateway | pod of the session; create | wait | start | probe of a component
+	Phase     string  `json:"phase"`     // image | wires | gateway | pod | paint of the session; create | wait | start | probe of a component
 	Start     float64 `json:"start_ms"`
 	End       float64 `json:"end_ms"`
 	WaitedFor string  `json:"waited_for,omitempty"` // of wait: the component that became ready last; of probe: the probe
