@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"sync"
@@ -18,6 +19,20 @@ const Rate = 48000
 // Play plays a tone of hz on the sink, the default one if sink is "", until ctx ends. server is a server string,
 // "unix:/path". started, if not nil, is called once the stream plays.
 func Play(ctx context.Context, server, sink string, hz float64, started func()) error {
+	return patiently(ctx, func() error { return play(ctx, server, sink, hz, started) })
+}
+
+// patiently tries again what took too long for the library, which gives any answer of the server's one second and cannot
+// be told otherwise: on a busy machine that is not enough.
+func patiently(ctx context.Context, try func() error) error {
+	for {
+		if err := try(); !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func play(ctx context.Context, server, sink string, hz float64, started func()) error {
 	c, err := pulse.NewClient(pulse.ClientServerString(server), pulse.ClientApplicationName("berth test"))
 	if err != nil {
 		return fmt.Errorf("pulse server %q: %w", server, err)
@@ -57,6 +72,10 @@ func Play(ctx context.Context, server, sink string, hz float64, started func()) 
 // Listen records from the source, the default one if source is "", until done, called with the loudest frequency of
 // each tenth of a second and its share of the power, returns true, or ctx ends.
 func Listen(ctx context.Context, server, source string, done func(hz, share float64) bool) error {
+	return patiently(ctx, func() error { return listen(ctx, server, source, done) })
+}
+
+func listen(ctx context.Context, server, source string, done func(hz, share float64) bool) error {
 	c, err := pulse.NewClient(pulse.ClientServerString(server), pulse.ClientApplicationName("berth test"))
 	if err != nil {
 		return fmt.Errorf("pulse server %q: %w", server, err)
