@@ -5,10 +5,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math"
 	"sync"
+	"time"
 
 	"github.com/jfreymuth/pulse"
 )
@@ -22,11 +22,20 @@ func Play(ctx context.Context, server, sink string, hz float64, started func()) 
 	return patiently(ctx, func() error { return play(ctx, server, sink, hz, started) })
 }
 
-// patiently tries again what took too long for the library, which gives any answer of the server's one second and cannot
-// be told otherwise: on a busy machine that is not enough.
+// patiently tries again what failed, until ctx ends. The library gives any answer of the server's one second and cannot be
+// told otherwise, and PipeWire's Pulse server answers a stream with an input/output error when WirePlumber relinks its sink
+// in the same moment: on a busy machine both happen.
 func patiently(ctx context.Context, try func() error) error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
 	for {
-		if err := try(); !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		err := try()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
 			return err
 		}
 	}
