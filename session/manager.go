@@ -75,7 +75,7 @@ type Gateway interface {
 	Detach(r Remote)
 }
 
-// Options of New. All fields but DefaultUser are required.
+// Options of New. All fields but DefaultUser and Patience are required.
 type Options struct {
 	Engine orchestrator.Engine
 	Images api.Images
@@ -90,6 +90,8 @@ type Options struct {
 	// DefaultUser is the host user of root's sessions; "" means one that the host does not have, called "user" in its
 	// containers.
 	DefaultUser string
+	// Patience is what every component gets at least until it is ready; 0 means what its plan says.
+	Patience time.Duration
 }
 
 // Manager owns the sessions of one daemon. It implements api.Manager and is safe for concurrent use.

@@ -33,7 +33,9 @@ type bed struct {
 	layout paths.Layout
 	plan   profiles.Plan
 	m      *Manager
-	log    *bytes.Buffer
+	// patience is for the managers that start makes from now on.
+	patience time.Duration
+	log      *bytes.Buffer
 
 	mu       sync.Mutex
 	attached map[string]int // name -> port
@@ -105,7 +107,7 @@ func (b *bed) start() {
 			return &p, nil
 		},
 		Probe:  func(Target) Prober { return prober{b.engine} },
-		Cookie: func() ([]byte, error) { return []byte("cookie"), nil }, Screen: b, Gateway: b,
+		Cookie: func() ([]byte, error) { return []byte("cookie"), nil }, Screen: b, Gateway: b, Patience: b.patience,
 		Log: slog.New(slog.NewTextHandler(&syncWriter{w: b.log}, nil))})
 	if err != nil {
 		b.t.Fatal(err)
@@ -411,6 +413,19 @@ func TestFailedStarts(t *testing.T) {
 			b.clean()
 		})
 	}
+}
+
+// TestPatience has the configuration give a component more time than its plan does.
+func TestPatience(t *testing.T) {
+	b := newBed(t, append(chain(), profiles.Component{Name: "bad", Command: []string{"no-such"}, After: []string{"bus"}, Timeout: time.Millisecond, Stop: time.Millisecond})...)
+	b.engine.Handle("no-such", fake.Script(fake.Hang()))
+	b.m.Close()
+	b.patience = 50 * time.Millisecond
+	b.start()
+	if _, err := b.m.Up(context.Background(), root, api.UpRequest{}, nil); err == nil || !strings.Contains(err.Error(), "not ready within 50ms") {
+		t.Errorf("up = %v; want that a component was not ready within 50ms", err)
+	}
+	b.clean()
 }
 
 // TestEveryStepCanFail lets each engine call of a start fail in turn, and cancels the start at each.

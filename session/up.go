@@ -45,6 +45,11 @@ func (m *Manager) Up(ctx context.Context, c api.Caller, req api.UpRequest, progr
 	if err := allow(c, id, plan); err != nil {
 		return api.Session{}, err
 	}
+	for i := range plan.Components {
+		if c := &plan.Components[i]; c.Timeout < m.opt.Patience {
+			c.Timeout = m.opt.Patience
+		}
+	}
 	rec := record{Version: recordVersion, Owner: c.UID, OwnerName: c.Name, User: id, Plan: *plan, Password: password(),
 		Token: token(), VNCPort: req.VNCPort, Exact: req.VNCPort != 0, Created: created, Images: map[string]string{}}
 	if c.Root() && req.User != "" {

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
 	"strconv"
@@ -229,7 +228,9 @@ func asUser(t *testing.T, verb string, groups []uint32) string {
 	if err := os.WriteFile(bin, data, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(bin, "--root", inst.Layout.Root, verb)
+	as := *inst
+	as.Bin = bin
+	cmd := as.Command(context.Background(), verb)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321, Groups: groups}}
 	out, _ := cmd.CombinedOutput() // the code is in what it says

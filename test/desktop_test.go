@@ -255,6 +255,7 @@ func TestSession(t *testing.T) {
 	})
 
 	t.Run("logs_and_trace", func(t *testing.T) {
+		shot(t, s.Name, "walk")
 		inst.Run(t, "logs", s.Name)
 		inst.Run(t, "logs", s.Name, "display")
 		if out := inst.Run(t, "trace", s.Name); !strings.Contains(out, "panel") {

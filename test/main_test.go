@@ -27,7 +27,7 @@ var inst *berthtest.Instance
 //go:embed images.txt
 var images string
 
-// pictures is where the tests leave screenshots, for people to look at.
+// pictures is where the tests leave screenshots, for people to look at: build/pictures, or what the environment says.
 var pictures string
 
 func TestMain(m *testing.M) {
@@ -46,8 +46,10 @@ func run(m *testing.M) (code int) {
 			code = max(code, 1)
 		}
 	}()
-	_, file, _, _ := runtime.Caller(0)
-	pictures = filepath.Join(filepath.Dir(filepath.Dir(file)), "build", "pictures")
+	if pictures = os.Getenv("BERTH_TEST_PICTURES"); pictures == "" {
+		_, file, _, _ := runtime.Caller(0)
+		pictures = filepath.Join(filepath.Dir(filepath.Dir(file)), "build", "pictures")
+	}
 	if err := os.MkdirAll(pictures, 0o755); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -62,7 +64,8 @@ func run(m *testing.M) (code int) {
 		return 1
 	}
 	// The first session of a root makes the directories that all later ones use; they are no litter of a test.
-	for _, args := range [][]string{{"up", "openbox", "--name", "first-of-all", "--set", `home.kind="ephemeral"`}, {"stop", "first-of-all"}} {
+	for _, args := range [][]string{{"up", "openbox", "--name", "first-of-all", "--set", `home.kind="ephemeral"`},
+		{"exec", "first-of-all", "panel", "--", "true"}, {"stop", "first-of-all"}} {
 		if r, err := inst.Do(context.Background(), args...); err != nil || r.Code != 0 {
 			fmt.Fprintf(os.Stderr, "berth %s: code %d, %v\n%s\n", args[0], r.Code, err, r.Stderr)
 			return 1

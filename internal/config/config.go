@@ -58,7 +58,8 @@ type Images struct {
 
 // Session configures sessions.
 type Session struct {
-	User string // whose sessions root starts; "" means one that the host does not have
+	User     string        // whose sessions root starts; "" means one that the host does not have
+	Patience time.Duration // what every component gets at least until it is ready; 0 means what its profile says
 }
 
 // field is one key of the file.
@@ -117,6 +118,9 @@ var fields = []field{
 	{table: "session", key: "user", example: `"anna"`,
 		doc: "The host's user for whom root's sessions run. Unset: one that the host does not have.",
 		ptr: func(c *Config) any { return &c.Session.User }, check: user},
+	{table: "session", key: "patience", example: `"2m"`,
+		doc: "How long every component gets at least until it is ready, for slow machines. Unset: what its profile says.",
+		ptr: func(c *Config) any { return &c.Session.Patience }},
 }
 
 // Default is the configuration without a file.

@@ -50,10 +50,11 @@ func TestParse(t *testing.T) {
 deb http://m.invalid/debian bookworm main
 """
 			[session]
-			user = "anna"`, &Config{
+			user = "anna"
+			patience = "2m"`, &Config{
 			Engine{"/run/containerd/containerd.sock", "zfs", "/usr/bin/crun", "10.210.0.0/16", 30 * time.Second},
 			Gateway{"[::]:443", "::1", 6000, "/a.crt", "/a.key", true, []string{"a.example.org", "b"}},
-			Images{"deb http://m.invalid/debian bookworm main\n"}, Session{"anna"},
+			Images{"deb http://m.invalid/debian bookworm main\n"}, Session{"anna", 2 * time.Minute},
 		}},
 		{"dotted", `session.user = "1001"`, def(func(c *Config) { c.Session.User = "1001" })},
 		{"inline", `engine = { snapshotter = "btrfs" }`, def(func(c *Config) { c.Engine.Snapshotter = "btrfs" })},
@@ -116,7 +117,7 @@ sources = 1979-05-27
 		}},
 		{"column_in_characters", "session = { 'user' = 'ü', user2 = 1 }", []string{
 			`f:1:22: session.user: "ü" is not a user name`,
-			"f:1:27: session.user2: no such key; [session] has user"}},
+			"f:1:27: session.user2: no such key; [session] has user, patience"}},
 		{"snapshotter", "[engine]\nsnapshotter = \"overlay2\"", []string{
 			`f:2:15: engine.snapshotter: "overlay2" is unknown; choose one of ["overlayfs" "btrfs" "native"]`}},
 		{"negative_duration", "[engine]\nbuild_idle = \"-1s\"", []string{

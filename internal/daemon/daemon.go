@@ -102,7 +102,7 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 	}
 	defer gw.Close()
 	if manager, err = session.New(ctx, session.Options{Engine: engine, Images: store, Layout: l, Plan: Plan, Probe: newProber,
-		Cookie: cookie, Screen: display.Screen{}, Gateway: d, Log: log, DefaultUser: cfg.Session.User}); err != nil {
+		Cookie: cookie, Screen: display.Screen{}, Gateway: d, Log: log, DefaultUser: cfg.Session.User, Patience: cfg.Session.Patience}); err != nil {
 		return err
 	}
 	defer manager.Close()

@@ -131,7 +131,7 @@ func (h *cgroupHost) root(controller string) string {
 // enable makes cgroup p in a controller's hierarchy. In version 2 a controller must be handed down from the root.
 func (h *cgroupHost) enable(controller, p string) error {
 	root := h.root(controller)
-	if root == "" {
+	if root == "" || h.unified && !offers(root, controller) {
 		return fmt.Errorf("%w: the kernel has no controller %q, which the limit needs; enable it (on Debian: cgroup_enable=%s on the kernel's command line)",
 			orchestrator.ErrUnavailable, controller, controller)
 	}
@@ -148,6 +148,12 @@ func (h *cgroupHost) enable(controller, p string) error {
 		}
 	}
 	return nil
+}
+
+// offers tells whether the cgroup of version 2 in dir has a controller to hand down.
+func offers(dir, controller string) bool {
+	data, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	return err == nil && slices.Contains(strings.Fields(string(data)), controller)
 }
 
 // cgroupPatience is how long a killed process may take to leave its cgroup on a loaded host.

@@ -163,7 +163,7 @@ func (e *Engine) prepare(ctx context.Context, pod, name string, record container
 	snapshots := e.client.SnapshotService(e.snapshotter)
 	mounts, err := snapshots.Prepare(ctx, id, record.Chain)
 	if errdefs.IsNotFound(err) {
-		if err := e.unpack(ctx, record.Image); err != nil {
+		if err := unpack(ctx, e.client, e.snapshotter, record.Image); err != nil {
 			return err
 		}
 		mounts, err = snapshots.Prepare(ctx, id, record.Chain)

@@ -54,13 +54,14 @@ func (e *Engine) rootImage(ctx context.Context, ref string) (*rootImage, error) 
 	return r, nil
 }
 
-// unpack makes the snapshots of an image's layers, for one whose layers are there packed only.
-func (e *Engine) unpack(ctx context.Context, ref string) error {
-	img, err := e.client.GetImage(ctx, ref)
+// unpack makes the snapshots of an image's layers, for one whose layers are there packed only, as all are when another
+// snapshotter has been configured.
+func unpack(ctx context.Context, client *containerd.Client, snapshotter, ref string) error {
+	img, err := client.GetImage(ctx, ref)
 	if err != nil {
 		return fmt.Errorf("image %q: %w", ref, classify(err))
 	}
-	if err := containerd.Image.Unpack(img, ctx, e.snapshotter); err != nil {
+	if err := img.Unpack(ctx, snapshotter); err != nil {
 		return fmt.Errorf("image %q: unpack: %w", ref, classify(err))
 	}
 	return nil

@@ -20,6 +20,7 @@ import (
 	"berth/orchestrator/conformance"
 
 	"github.com/containerd/containerd/v2/core/content"
+	coreimages "github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/google/go-cmp/cmp"
@@ -92,6 +93,15 @@ func importConformance(t *testing.T, e *Engine) orchestrator.Image {
 	return imgs[0]
 }
 
+func record(t *testing.T, e *Engine, ref string) coreimages.Image {
+	t.Helper()
+	r, err := e.client.ImageService().Get(e.images.(*images).withNamespace(t.Context()), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 func TestImagesRoundTrip(t *testing.T) {
 	for _, snapshotter := range []string{"overlayfs", "native"} {
 		t.Run(snapshotter, func(t *testing.T) {
@@ -114,6 +124,25 @@ func TestImagesRoundTrip(t *testing.T) {
 			}
 			if _, err := e.Images().ReadFile(ctx, "localhost/no/such:latest", "/x"); !errors.Is(err, orchestrator.ErrNotFound) {
 				t.Errorf("ReadFile of no image: %v", err)
+			}
+
+			// Where another snapshotter was configured before, there are no snapshots: they are made when they are missed.
+			sn := e.client.SnapshotService(snapshotter)
+			nsctx := e.images.(*images).withNamespace(ctx)
+			f, err := e.Images().(*images).factsOf(nsctx, record(t, e, img.Ref))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range slices.Backward(f.chains) {
+				if err := sn.Remove(nsctx, c); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := e.Images().ReadFile(ctx, img.Ref, "/not/asked/for/yet"); !errors.Is(err, orchestrator.ErrNotFound) {
+				t.Errorf("ReadFile of packed layers: %v; want ErrNotFound", err)
+			}
+			if b, err := e.Images().(*images).readSnapshotFile(nsctx, img.Ref, f, "/etc/release"); err != nil || string(b) != "top\n" {
+				t.Errorf("ReadFile of layers that were unpacked for it = %q, %v", b, err)
 			}
 
 			// A second name, then an archive of both.

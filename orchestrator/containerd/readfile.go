@@ -47,7 +47,7 @@ func (s *images) ReadFile(ctx context.Context, ref, name string) ([]byte, error)
 	if err != nil {
 		return nil, err
 	}
-	data, err := s.readSnapshotFile(ctx, f, name)
+	data, err := s.readSnapshotFile(ctx, ref, f, name)
 	switch {
 	case errors.Is(err, orchestrator.ErrNotFound):
 		s.files.put(key, nil)
@@ -59,19 +59,23 @@ func (s *images) ReadFile(ctx context.Context, ref, name string) ([]byte, error)
 	return data, nil
 }
 
-// readSnapshotFile reads one file through a view of the image's top layer.
-func (s *images) readSnapshotFile(ctx context.Context, f *facts, name string) ([]byte, error) {
+// readSnapshotFile reads one file through a view of the image's top layer, which is unpacked first where that is missing.
+func (s *images) readSnapshotFile(ctx context.Context, ref string, f *facts, name string) ([]byte, error) {
 	if len(f.chains) == 0 {
 		return nil, orchestrator.ErrNotFound // an image without layers has no files
 	}
 	sn := s.client.SnapshotService(s.snapshotter)
-	for try := 0; ; try++ {
+	for try, unpacked := 0, false; ; try++ {
 		// No lease holds the view: if this process dies the collector takes it, and if the collector is so quick that the
 		// view is gone before it is mounted, there is another.
 		key := "berth-read-" + uuid.NewString()
 		mounts, err := sn.View(ctx, key, f.chains[len(f.chains)-1])
-		if errdefs.IsNotFound(err) {
-			return nil, fmt.Errorf("%w: layers are not unpacked; pull, import or build the image again", orchestrator.ErrState)
+		if errdefs.IsNotFound(err) && !unpacked {
+			if err := unpack(ctx, s.client, s.snapshotter, ref); err != nil {
+				return nil, err
+			}
+			unpacked = true
+			continue
 		}
 		if err != nil {
 			return nil, err

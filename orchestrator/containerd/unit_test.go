@@ -298,6 +298,21 @@ func TestParseVersion(t *testing.T) {
 	}
 }
 
+// TestControllerMissing has a kernel of version 2 that was booted with cgroup_disable=memory.
+func TestControllerMissing(t *testing.T) {
+	root := t.TempDir()
+	for _, name := range []string{"cgroup.controllers", "cgroup.subtree_control"} {
+		if err := os.WriteFile(filepath.Join(root, name), []byte("cpuset cpu io pids\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := &cgroupHost{unified: true, roots: []string{root}, by: map[string]string{"": root}}
+	err := h.create("/berth/p", orchestrator.Limits{Memory: 1 << 30})
+	if !errors.Is(err, orchestrator.ErrUnavailable) || !strings.Contains(err.Error(), `no controller "memory"`) {
+		t.Errorf("create = %v; want that there is no memory controller", err)
+	}
+}
+
 func TestFreeSubnet(t *testing.T) {
 	first, err := freeSubnet("berth", nil)
 	if err != nil {

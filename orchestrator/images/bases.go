@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -250,27 +251,10 @@ func (b *bases) bootstrap(ctx context.Context, tool, release, tmp, overlay, laye
 			break
 		}
 	}
-	args = append(args, release, "-", "-")
-	// mmdebstrap mounts below its root, the host's /dev/shm among others, and takes that back only if nothing and nobody
-	// interrupts it. In namespaces of its own the mounts are never the host's and go with its processes. The shell is
-	// what a PID namespace wants as its first process: it reaps orphans, SIGTERM does not end it, and with it, or with
-	// the daemon, all others end.
-	cmd := exec.CommandContext(ctx, "/bin/sh", append([]string{"-c", `"$@"; exit $?`, "sh", tool}, args...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS, // whose mounts Go makes private
-		Setpgid: true, Pdeathsig: syscall.SIGKILL,
-	}
-	// Pdeathsig is sent when the thread ends that has started the process, which it must not before the process does.
+	// What the command is to die with is the thread that starts it, which must not end before it does.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cmd.Env = append(os.Environ(), fmt.Sprintf("SOURCE_DATE_EPOCH=%d", baseEpoch.Unix()), "TMPDIR="+tmp, "LC_ALL=C.UTF-8")
-	for k, v := range hostProxies(ctx) { // mmdebstrap does not read the host's apt.conf
-		cmd.Env = append(cmd.Env, k+"="+v)
-	}
-	cmd.Stdin = strings.NewReader(formatDeb822(sources))
-	// On SIGTERM mmdebstrap removes what it made; killed at once it could not.
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	cmd.WaitDelay = time.Minute
+	cmd := mmdebstrap(ctx, tool, tmp, sources, append(args, release, "-", "-")...)
 	tail := &tailWriter{w: log}
 	cmd.Stderr = tail
 	stdout, err := cmd.StdoutPipe()
@@ -307,6 +291,44 @@ func (b *bases) bootstrap(ctx context.Context, tool, release, tmp, overlay, laye
 		return none, "", err
 	}
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerZstd, Digest: packed.Digest(), Size: count.n}, plain.Digest(), nil
+}
+
+// Bootstrap returns the command that makes a Debian release, "bookworm", from the mirrors the host's apt uses, as bases are
+// made: mmdebstrap with args, the release, and target. It works below the directory tmp; cancelling ctx lets it clean up.
+// It is killed when the thread that starts it ends, to which the caller locks itself (runtime.LockOSThread).
+func Bootstrap(ctx context.Context, release, target, tmp string, args ...string) (*exec.Cmd, error) {
+	b := &bases{aptRoot: os.DirFS("/")}
+	sources, err := b.sourcesOf(release)
+	if err != nil {
+		return nil, err
+	}
+	tool, err := exec.LookPath("mmdebstrap")
+	if err != nil {
+		return nil, fmt.Errorf("base %q: %w: %w; install package mmdebstrap", baseRef(release), orchestrator.ErrUnavailable, err)
+	}
+	return mmdebstrap(ctx, tool, tmp, sources, slices.Concat(args, []string{release, target, "-"})...), nil
+}
+
+// mmdebstrap is the command with args, the last of which have it read sources from its standard input.
+func mmdebstrap(ctx context.Context, tool, tmp string, sources []aptSource, args ...string) *exec.Cmd {
+	// mmdebstrap mounts below its root, the host's /dev/shm among others, and takes that back only if nothing and nobody
+	// interrupts it. In namespaces of its own the mounts are never the host's and go with its processes. The shell is
+	// what a PID namespace wants as its first process: it reaps orphans, SIGTERM does not end it, and with it, or with
+	// the daemon, all others end.
+	cmd := exec.CommandContext(ctx, "/bin/sh", append([]string{"-c", `"$@"; exit $?`, "sh", tool}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS, // whose mounts Go makes private
+		Setpgid: true, Pdeathsig: syscall.SIGKILL,
+	}
+	cmd.Env = append(os.Environ(), fmt.Sprintf("SOURCE_DATE_EPOCH=%d", baseEpoch.Unix()), "TMPDIR="+tmp, "LC_ALL=C.UTF-8")
+	for k, v := range hostProxies(ctx) { // mmdebstrap does not read the host's apt.conf
+		cmd.Env = append(cmd.Env, k+"="+v)
+	}
+	cmd.Stdin = strings.NewReader(formatDeb822(sources))
+	// On SIGTERM mmdebstrap removes what it made; killed at once it could not.
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = time.Minute
+	return cmd
 }
 
 // bootstrapError explains what mmdebstrap said.

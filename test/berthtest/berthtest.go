@@ -29,6 +29,10 @@ const (
 	Default = "/var/tmp/berth-test-2" // as in Makefile; the number changes when an older root cannot be used any more
 )
 
+// EnvInstalled names an installed program, which is then tested at the places it has without a root, instead of the one
+// that make built. The machines of the third ring set it.
+const EnvInstalled = "BERTH_TEST_INSTALLED"
+
 // Patience is how long a test waits for what should happen at once on an idle machine. It is no measure of speed.
 const Patience = 3 * time.Minute
 
@@ -36,12 +40,18 @@ const Patience = 3 * time.Minute
 type Instance struct {
 	Bin    string
 	Layout paths.Layout
+	lock   *os.File
 }
 
-// New finds the program that make built and the shared root.
+// New finds the program that make built and the shared root, which is this process's alone until it ends: tests that count
+// what is left behind, or stop the daemon, must not meet those of another package.
 func New() (*Instance, error) {
 	if os.Getuid() != 0 {
 		return nil, errors.New("sessions need root")
+	}
+	if bin := os.Getenv(EnvInstalled); bin != "" {
+		l, err := paths.New("")
+		return &Instance{Bin: bin, Layout: l}, err
 	}
 	_, file, _, _ := runtime.Caller(0)
 	top := filepath.Dir(filepath.Dir(filepath.Dir(file)))
@@ -57,12 +67,36 @@ func New() (*Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Instance{Bin: bin, Layout: l}, nil
+	lock, err := lockRoot(l.Root)
+	return &Instance{Bin: bin, Layout: l, lock: lock}, err
+}
+
+func lockRoot(root string) (*os.File, error) {
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(root, "test.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		fmt.Fprintf(os.Stderr, "waiting for other tests on %s\n", root)
+		for err = syscall.EINTR; err == syscall.EINTR; {
+			err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("lock %q: %w", f.Name(), err)
+		}
+	}
+	return f, nil
 }
 
 // Command is berth with args on this instance.
 func (i *Instance) Command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, i.Bin, append([]string{"--root", i.Layout.Root}, args...)...)
+	if i.Layout.Root != "" {
+		args = append([]string{"--root", i.Layout.Root}, args...)
+	}
+	cmd := exec.CommandContext(ctx, i.Bin, args...)
 	// An interrupt first, as a person would: a kill would leave the daemon with half a request.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = time.Minute
