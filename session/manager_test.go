@@ -55,6 +55,10 @@ func newBed(t *testing.T, comps ...profiles.Component) *bed {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.Libexec = filepath.Join(root, "libexec")
+	if err := os.MkdirAll(l.Tools(), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	b := &bed{t: t, engine: fake.New(), layout: l, attached: map[string]int{}, log: &bytes.Buffer{},
 		plan: profiles.Plan{Profile: "duo", Home: profiles.Home{Kind: "ephemeral"}, Audio: profiles.Audio{Server: "none"},
 			Display: profiles.Display{Server: "xvfb", Width: 800, Height: 600, DPI: 96}, Components: comps}}

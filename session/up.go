@@ -326,7 +326,8 @@ func (s *session) create(ctx context.Context, c *component) error {
 	if err != nil {
 		return err
 	}
-	in := specInput{session: s.name, id: s.rec.User, wires: s.wires, home: s.homeSource(), image: c.ref, passwd: passwd, group: group, plan: &s.rec.Plan}
+	in := specInput{session: s.name, id: s.rec.User, wires: s.wires, home: s.homeSource(), image: c.ref, passwd: passwd, group: group,
+		tools: s.m.opt.Layout.Tools(), plan: &s.rec.Plan}
 	if in.files, err = writeFiles(s.wires, c.Component, in.expander()); err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ import (
 //	runtime/  XDG_RUNTIME_DIR (0700)
 //	shm/      /dev/shm (1777)
 //	etc/      passwd, group, hosts, hostname, resolv.conf, machine-id, and the components' own files
-//	berth/    /run/berth, read-only: Xauthority
+//	berth/    /run/berth, read-only: Xauthority, and bin, on which the tools are mounted
 //	home/     a home of the host's, mounted here
 type wires struct{ dir string }
 
@@ -67,6 +67,7 @@ func (w wires) lay(ctx context.Context, id Identity, hostname string, cookie []b
 		{w.shm(), 0o1777, false},
 		{w.etc(), 0o755, false},
 		{w.berth(), 0o755, false},
+		{filepath.Join(w.berth(), filepath.Base(toolsDir)), 0o755, false},
 	}
 	for _, d := range dirs {
 		if err := os.Mkdir(d.path, 0o700); err != nil {
