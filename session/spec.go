@@ -58,6 +58,9 @@ func containerSpec(c profiles.Component, in specInput) (orchestrator.ContainerSp
 	for _, f := range []string{"hosts", "hostname", "resolv.conf", "machine-id"} {
 		mounts = append(mounts, orchestrator.Mount{Source: filepath.Join(in.wires.etc(), f), Target: "/etc/" + f, ReadOnly: true})
 	}
+	if in.plan.SystemBus.Kind == "stub" {
+		mounts = append(mounts, orchestrator.Mount{Source: in.wires.systemd(), Target: "/run/systemd", ReadOnly: true})
+	}
 	cwd := c.Cwd
 	if needs(c, "home") {
 		mounts = append(mounts, orchestrator.Mount{Source: in.home, Target: in.id.Home})
@@ -106,6 +109,7 @@ func (in specInput) environ(c profiles.Component, expand func(string) string) []
 		env["DBUS_SESSION_BUS_ADDRESS"] = "unix:path=" + rd + "/bus"
 	}
 	if in.plan.SystemBus.Kind == "stub" {
+		env["XDG_SESSION_ID"] = loginSession
 		env["DBUS_SYSTEM_BUS_ADDRESS"] = "unix:path=" + rd + "/system_bus_socket"
 	}
 	if in.plan.Locale.Lang != "" {
