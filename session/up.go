@@ -398,9 +398,7 @@ func (m *Manager) adopt(ctx context.Context) error {
 			m.opt.Log.Error("dead session", "session", s.name, "error", err)
 			s.starting, s.endErr = false, err
 			close(s.upDone)
-			if m.sessions[s.name] == nil { // listed as failed, so that its name stays taken and it can be stopped
-				m.sessions[s.name] = s
-			}
+			m.list(s) // as failed, so that its name stays taken and it can be stopped
 		}
 	}
 	return errors.Join(m.clearStray(), m.clearHomes())
@@ -409,7 +407,7 @@ func (m *Manager) adopt(ctx context.Context) error {
 // adoptable tells whether a pod is a session that somebody can go on using: its start was finished, it runs, and its wires
 // are there, which are the first thing that an end takes away.
 func (m *Manager) adoptable(pod orchestrator.Pod, rec record) bool {
-	if rec.ReadyMS == 0 || !pod.Running || rec.Version != recordVersion || m.sessions[rec.Name] != nil {
+	if rec.ReadyMS == 0 || !pod.Running || rec.Version != recordVersion || m.named(rec.Name) != nil {
 		return false
 	}
 	_, err := os.Lstat(wires{m.opt.Layout.Session(rec.Name)}.xauthority())
@@ -426,7 +424,7 @@ func (m *Manager) clearStray() error {
 		return err
 	}
 	for _, d := range dirs {
-		if m.sessions[d.Name()] == nil {
+		if m.named(d.Name()) == nil {
 			if err := (wires{m.opt.Layout.Session(d.Name())}).remove(); err != nil {
 				m.opt.Log.Error("stray session directory", "error", err)
 			}
@@ -477,7 +475,10 @@ func (m *Manager) adoptOne(ctx context.Context, pod orchestrator.Pod, rec record
 		}
 	}
 	s.lastState = s.stateLocked()
-	m.sessions[s.name] = s
+	m.list(s)
+	// The first supervisor may find that the session is to end; its end waits until all have been started.
+	s.wg.Add(1)
+	defer s.wg.Done()
 	for _, st := range have {
 		c := s.comps[st.Name]
 		if c == nil {
