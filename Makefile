@@ -67,7 +67,10 @@ $(WEB_STAMP): | build-deps
 	touch $@
 
 ## Berth ------------------------------------------------------------------------------------------------------------
-# Go's own cache decides what is to be done here, so both are phony.
+# Go's own cache decides what is to be done here, so both are phony. TOOLS are mounted into every container, whatever its
+# image, and therefore static.
+
+TOOLS := berth-systembus
 
 .PHONY: build berth
 build: engine berth
@@ -75,6 +78,7 @@ build: engine berth
 berth: web | build-deps
 	$(GO) build -trimpath -ldflags "-s -w -X berth/internal/cli.Version=$(VERSION)" -o bin/berth ./cmd/berth
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o libexec/berth-anchor ./cmd/berth-anchor
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o libexec/tools/ $(TOOLS:%=./cmd/%)
 
 .PHONY: deps build-deps
 deps:
@@ -121,6 +125,9 @@ install: build
 	install -m 0755 bin/berth $(DESTDIR)$(PREFIX)/bin/berth
 	for p in $(ENGINE) berth-anchor; do \
 		install -m 0755 libexec/$$p $(DESTDIR)$(PREFIX)/libexec/berth/$$p; done
+	install -d $(DESTDIR)$(PREFIX)/libexec/berth/tools
+	for p in $(TOOLS); do \
+		install -m 0755 libexec/tools/$$p $(DESTDIR)$(PREFIX)/libexec/berth/tools/$$p; done
 	sed 's,@PREFIX@,$(PREFIX),g' assets/systemd/berth.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/berth.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/berth.service
 	install -m 0644 assets/systemd/berth.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/berth.conf

@@ -59,7 +59,8 @@ func memory(ctx context.Context, b *bench) error {
 		for p, cmd := range processes() {
 			switch {
 			case strings.Contains(cmd, "containerd-shim-runc-v2") && strings.Contains(cmd, s.ID),
-				strings.Contains(cmd, "berth-anchor") && inCgroup(p, s.ID):
+				strings.Contains(cmd, "berth-anchor") && inCgroup(p, s.ID),
+				strings.Contains(cmd, "berth-system") && inCgroup(p, s.ID): // the system bus and its services
 				extra += pssOf(p)
 			case inCgroup(p, s.ID):
 				programs += pssOf(p)
@@ -70,7 +71,7 @@ func memory(ctx context.Context, b *bench) error {
 	grown := float64(pssOf(daemon...)-base) / sessions / (1 << 20)
 	fmt.Printf("memory of a session of xfce, mean of %d\n", sessions)
 	fmt.Printf("  its programs          %5.1f MiB\n", float64(programs)/sessions/(1<<20))
-	fmt.Printf("  shim and anchor       %5.1f MiB\n", own)
+	fmt.Printf("  shim, anchor, stubs   %5.1f MiB\n", own)
 	fmt.Printf("  daemon and containerd %5.1f MiB more per session\n", grown)
 	fmt.Printf("  beyond its programs   %5.1f MiB   (to hold: 20)\n", own+max(grown, 0))
 	return nil

@@ -21,7 +21,7 @@ const (
 var defaultNeeds = []string{WireX11, WireBus, WireAudio, WireHome}
 
 // Resolve is Load followed by Build, with the mistakes that either finds reported together. infra returns the components
-// of display, audio and bus for a profile; it may return Errors beside them, of CheckImages or made by ErrorAt, which are
+// of display, audio and the buses for a profile; it may return Errors beside them, of CheckImages or made by ErrorAt, which are
 // reported with the rest.
 func Resolve(ref string, src Sources, set []string, infra func(*Profile) ([]Component, error)) (*Plan, error) {
 	p, err := Load(ref, src, set...)
@@ -58,7 +58,7 @@ func resolve(p *Profile, err error, infra func(*Profile) ([]Component, error)) (
 	return plan, nil
 }
 
-// Build turns a profile and the components that display, audio and bus contribute into a plan. A [components.NAME] of
+// Build turns a profile and the components that display, audio and the buses contribute into a plan. A [components.NAME] of
 // the profile with the name of an infra component changes single keys of that one.
 //
 // Every component waits for the owners of the roles and the components in its after, and for the display and the bus if
@@ -94,7 +94,8 @@ func Build(p *Profile, infra []Component) (*Plan, error) {
 		return nil, err
 	}
 	plan := &Plan{
-		Profile: p.Name, Description: p.Description, Display: p.Display, Audio: p.Audio, Home: p.Home, Network: p.Network,
+		Profile: p.Name, Description: p.Description, Display: p.Display, Audio: p.Audio, SystemBus: p.SystemBus,
+		Home: p.Home, Network: p.Network,
 		Look: p.Look, Locale: p.Locale, Limits: p.Limits, Components: sorted, Apps: p.Apps, Session: p.Session,
 		Unused: unused(p.tree, schema, ""),
 	}
@@ -213,6 +214,9 @@ func override(c *Component, t *node) {
 	table("files", &c.Files)
 	if n := t.get("optional"); n.good() {
 		c.Optional = n.bool
+	}
+	if n := t.get("ends_session"); n.good() {
+		c.EndsSession = n.bool
 	}
 	if n := t.get("ready"); n.good() {
 		c.Ready = nil

@@ -2,6 +2,7 @@ package profiles_test
 
 import (
 	"io"
+	"slices"
 	"testing"
 
 	"berth/assets"
@@ -9,6 +10,7 @@ import (
 	"berth/profiles"
 	"berth/session/audio"
 	"berth/session/bus"
+	"berth/session/systembus"
 )
 
 // infra is what the daemon contributes.
@@ -21,7 +23,7 @@ func infra(p *profiles.Profile) ([]profiles.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(append(out, bus.Components()...), sound...), nil
+	return slices.Concat(out, sound, bus.Components(), systembus.Components(p.SystemBus, p.Locale)), nil
 }
 
 // TestBuiltin: every built-in profile resolves with every display and sound server that needs nothing of the host, has
@@ -37,7 +39,7 @@ func TestBuiltin(t *testing.T) {
 			if e.Description == "" || e.Error != "" {
 				t.Errorf("entry %+v, want a description and no error", e)
 			}
-			for _, set := range [][]string{nil, {"display.server=xvnc"}, {"audio.server=pulseaudio"}, {"audio.server=none"}} {
+			for _, set := range [][]string{nil, {"display.server=xvnc"}, {"audio.server=pulseaudio"}, {"audio.server=none"}, {"system_bus.kind=none"}} {
 				plan, err := profiles.Resolve(e.Name, src, set, infra)
 				if err != nil {
 					t.Fatalf("%v: %v", set, err)

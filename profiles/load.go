@@ -26,16 +26,17 @@ type Profile struct {
 	// Files are the profile's own file and those it extends, nearest first.
 	Files []string
 
-	Session string
-	Display Display
-	Audio   Audio
-	Home    Home
-	Network string
-	Look    Look
-	Locale  Locale
-	Limits  Limits
-	Env     map[string]string
-	Apps    []App
+	Session   string
+	Display   Display
+	Audio     Audio
+	SystemBus SystemBus
+	Home      Home
+	Network   string
+	Look      Look
+	Locale    Locale
+	Limits    Limits
+	Env       map[string]string
+	Apps      []App
 
 	tree *node
 	// partial: something it extends is not there, so what seems to be missing may well be in that.
@@ -295,6 +296,7 @@ func newProfile(t *node, chain []document) *Profile {
 	p.Display = Display{Server: t.text("xvfb", "display", "server"), DPI: int(t.integer(96, "display", "dpi"))}
 	p.Display.Width, p.Display.Height, _ = ParseSize(t.text("1280x800", "display", "size")) // checked
 	p.Audio = Audio{Server: t.text("pipewire", "audio", "server")}
+	p.SystemBus = SystemBus{Kind: t.text("stub", "system_bus", "kind")}
 	p.Home = Home{Kind: t.text("volume", "home", "kind"), Name: t.text("", "home", "name"), Path: t.text("", "home", "path")}
 	p.Look = Look{
 		Font: t.text("", "look", "font"), Cursor: t.text("", "look", "cursor"), Icons: t.text("", "look", "icons"),

@@ -12,6 +12,7 @@ type Plan struct {
 	Description string      `json:"description,omitempty"`
 	Display     Display     `json:"display"`
 	Audio       Audio       `json:"audio"`
+	SystemBus   SystemBus   `json:"system_bus"`
 	Home        Home        `json:"home"`
 	Network     string      `json:"network"` // nat | none | host
 	Look        Look        `json:"look"`
@@ -41,15 +42,17 @@ type Component struct {
 	Timeout time.Duration `json:"timeout"`
 	Restart string        `json:"restart"` // always | on-failure | never
 	// Optional: the session goes on (degraded) when this component fails for good.
-	Optional bool              `json:"optional,omitempty"`
-	Devices  []string          `json:"devices,omitempty"`
-	Caps     []string          `json:"caps,omitempty"`
-	Files    map[string]string `json:"files,omitempty"` // written into the session directory, mounted read-only: path inside -> content
-	StopSig  string            `json:"stop_signal,omitempty"`
-	Stop     time.Duration     `json:"stop_timeout,omitempty"` // between StopSig and SIGKILL
+	Optional bool `json:"optional,omitempty"`
+	// EndsSession: the session ends when this component, having been ready, exits with 0.
+	EndsSession bool              `json:"ends_session,omitempty"`
+	Devices     []string          `json:"devices,omitempty"`
+	Caps        []string          `json:"caps,omitempty"`
+	Files       map[string]string `json:"files,omitempty"` // written into the session directory, mounted read-only: path inside -> content
+	StopSig     string            `json:"stop_signal,omitempty"`
+	Stop        time.Duration     `json:"stop_timeout,omitempty"` // between StopSig and SIGKILL
 }
 
-// Probe is one readiness condition: x11 | wm | dock | desktop | bus:NAME | socket:PATH | pulse | pipewire | vnc | exec:CMD | exit.
+// Probe is one readiness condition: x11 | wm | dock | desktop | bus:NAME | system-bus:NAME | socket:PATH | pulse | pipewire | vnc | exec:CMD | exit.
 // PATH is a path inside the session's containers. exit means: has exited with 0.
 type Probe struct {
 	Kind string `json:"kind"`
@@ -75,6 +78,11 @@ type Display struct {
 // Audio is the [audio] table.
 type Audio struct {
 	Server string `json:"server"` // pipewire | pulseaudio | host | none
+}
+
+// SystemBus is the [system_bus] table.
+type SystemBus struct {
+	Kind string `json:"kind"` // stub | none
 }
 
 // Home is the [home] table.

@@ -28,6 +28,7 @@ func (p *Plan) Text(w io.Writer) error {
 	}
 	fact("display", fmt.Sprintf("%s, %dx%d, %d dpi", p.Display.Server, p.Display.Width, p.Display.Height, p.Display.DPI))
 	fact("audio", p.Audio.Server)
+	fact("system bus", p.SystemBus.Kind)
 	fact("home", p.Home.text())
 	fact("network", p.Network)
 	fact("look", p.Look.text())
@@ -46,6 +47,9 @@ func (p *Plan) Text(w io.Writer) error {
 		restart := c.Restart
 		if c.Optional {
 			restart += ", optional"
+		}
+		if c.EndsSession {
+			restart += ", ends session"
 		}
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.Name, clip(c.Image, 40), dash(c.Provides), dash(c.After), dash(probeTexts(c.Ready)), restart,
 			clip(commandText(c.Command), 72))

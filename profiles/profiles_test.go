@@ -51,6 +51,8 @@ size   = "1920x1080"
 dpi    = 120
 [audio]
 server = "pulseaudio"
+[system_bus]
+kind = "none"
 [home]
 kind = "volume"
 name = "duo"
@@ -81,6 +83,7 @@ ready    = ["dock", "bus:org.gnome.Panel"]
 timeout  = "1m"
 restart  = "always"
 optional = true
+ends_session = true
 devices  = ["/dev/dri/renderD128"]
 caps     = ["CAP_SYS_NICE"]
 cwd      = "${HOME}"
@@ -99,14 +102,14 @@ image = "kde"
 	want := &Plan{
 		Profile: "duo", Description: "All there is", Session: "panel", Network: "none",
 		Display: Display{Server: "xvnc", Width: 1920, Height: 1080, DPI: 120},
-		Audio:   Audio{Server: "pulseaudio"},
-		Home:    Home{Kind: "volume", Name: "duo"},
-		Look:    Look{Dark: &dark, Font: "Noto Sans 10", Scale: 1.5},
-		Locale:  Locale{Lang: "zh_CN.UTF-8", Timezone: "Asia/Shanghai", Keyboard: []string{"us", "cn"}, InputMethod: "fcitx5"},
-		Limits:  Limits{CPUs: 2, Memory: 4 << 30, PIDs: 1000},
-		Env:     []string{"A=1", "B=2"},
-		Apps:    []App{{Image: "gnome", Export: []string{"org.gnome.*"}}, {Image: "kde", Export: []string{"*"}}},
-		Unused:  []string{"look.dark", "look.font", "look.scale", "locale.keyboard", "locale.input_method", "apps"},
+		Audio:   Audio{Server: "pulseaudio"}, SystemBus: SystemBus{Kind: "none"},
+		Home:   Home{Kind: "volume", Name: "duo"},
+		Look:   Look{Dark: &dark, Font: "Noto Sans 10", Scale: 1.5},
+		Locale: Locale{Lang: "zh_CN.UTF-8", Timezone: "Asia/Shanghai", Keyboard: []string{"us", "cn"}, InputMethod: "fcitx5"},
+		Limits: Limits{CPUs: 2, Memory: 4 << 30, PIDs: 1000},
+		Env:    []string{"A=1", "B=2"},
+		Apps:   []App{{Image: "gnome", Export: []string{"org.gnome.*"}}, {Image: "kde", Export: []string{"*"}}},
+		Unused: []string{"look.dark", "look.font", "look.scale", "locale.keyboard", "locale.input_method", "apps"},
 	}
 	plan := mustBuild(t, text)
 	if diff := cmp.Diff(want, plan, cmpopts.IgnoreFields(Plan{}, "Components")); diff != "" {
@@ -117,7 +120,7 @@ image = "kde"
 		Name: "panel", Image: "gnome", Command: []string{"gnome-panel"}, Env: map[string]string{"X": "1"}, Cwd: "${HOME}",
 		Provides: []string{"panel"}, After: []string{"wm", "display", "bus"}, Needs: []string{"x11", "bus", "audio", "home"},
 		Ready:   []Probe{{"dock", ""}, {"bus", "org.gnome.Panel"}},
-		Timeout: time.Minute, Restart: "always", Optional: true, Devices: []string{"/dev/dri/renderD128"}, Caps: []string{"CAP_SYS_NICE"},
+		Timeout: time.Minute, Restart: "always", Optional: true, EndsSession: true, Devices: []string{"/dev/dri/renderD128"}, Caps: []string{"CAP_SYS_NICE"},
 		Files: map[string]string{"/etc/x": "y\n"}, StopSig: "SIGINT", Stop: 2 * time.Second,
 	}
 	if diff := cmp.Diff(wantPanel, got); diff != "" {
@@ -129,7 +132,7 @@ func TestDefaults(t *testing.T) {
 	plan := mustBuild(t, "")
 	want := &Plan{
 		Profile: "test", Network: "nat", Display: Display{Server: "xvfb", Width: 1280, Height: 800, DPI: 96},
-		Audio: Audio{Server: "pipewire"}, Home: Home{Kind: "volume"},
+		Audio: Audio{Server: "pipewire"}, SystemBus: SystemBus{Kind: "stub"}, Home: Home{Kind: "volume"},
 	}
 	if diff := cmp.Diff(want, plan, cmpopts.IgnoreFields(Plan{}, "Components")); diff != "" {
 		t.Errorf("plan (-want +got):\n%s", diff)

@@ -147,6 +147,10 @@ var schema = &field{typ: tTable, fields: []*field{
 	{name: "audio", typ: tTable, doc: "Sound.", fields: []*field{
 		{name: "server", doc: "Which sound server runs.", def: "pipewire", enum: []string{"pipewire", "pulseaudio", "host", "none"}},
 	}},
+	{name: "system_bus", typ: tTable, doc: "The system bus.", fields: []*field{
+		{name: "kind", doc: "`stub`: a bus of the session's own, on which Berth answers for login1, locale1, hostname1, timedate1, UPower and Accounts; `none`: there is no system bus.",
+			def: "stub", enum: []string{"stub", "none"}},
+	}},
 	{name: "home", typ: tTable, doc: "The user's home directory.", fields: []*field{
 		{name: "kind", doc: "`volume` is kept by Berth under a name, `bind` is a directory of the host, `ephemeral` goes with the session.",
 			def: "volume", enum: []string{"volume", "bind", "ephemeral"}},
@@ -223,6 +227,7 @@ var componentSchema = &field{typ: tTable, fields: []*field{
 	{name: "restart", doc: "When it is started again after it has exited.", def: "on-failure",
 		enum: []string{RestartAlways, RestartOnFailure, RestartNever}},
 	{name: "optional", typ: tBool, doc: "The session goes on without it when it fails for good.", def: "false"},
+	{name: "ends_session", typ: tBool, doc: "Its clean exit ends the session, as that of the one named by `session` does.", def: "false"},
 	{name: "devices", typ: tStrings, doc: "Device nodes of the host it gets, such as `/dev/dri/renderD128`.", check: func(n *node) *problem {
 		if strings.HasPrefix(n.str, "/dev/") && path.Clean(n.str) == n.str {
 			return nil
@@ -248,7 +253,7 @@ var componentSchema = &field{typ: tTable, fields: []*field{
 	{name: "stop_signal", doc: "The signal that asks it to end.", def: "SIGTERM", enum: signals},
 	{name: "stop_timeout", doc: "How long it may take to end before it is killed.", def: "5s",
 		check: failing(func(s string) error { _, err := parseDuration(s); return err })},
-	{name: "disable", typ: tBool, doc: "Leaves out a component that an extended profile, or the display, audio or bus, contributes.", def: "false"},
+	{name: "disable", typ: tBool, doc: "Leaves out a component that an extended profile, or the display, audio or a bus, contributes.", def: "false"},
 }}
 
 func checkEnvName(name string) *problem {

@@ -15,12 +15,12 @@ import (
 
 // Roles are what a component can be for the desktop.
 var Roles = []string{"display", "vnc", "audio", "bus", "window-manager", "panel", "desktop", "files", "terminal",
-	"notifications", "settings", "polkit-agent", "screensaver", "input-method", "app"}
+	"notifications", "settings", "polkit-agent", "screensaver", "input-method", "system-services", "app"}
 
 // exclusive roles have at most one owner in a session: there is one X server, one selection owner or one well-known bus
 // name behind each. Two panels, file managers, terminals or applications get along.
 var exclusive = []string{"display", "vnc", "audio", "bus", "window-manager", "desktop", "notifications", "settings",
-	"polkit-agent", "screensaver", "input-method"}
+	"polkit-agent", "screensaver", "input-method", "system-services"}
 
 // Wires a component can need.
 const (
@@ -45,17 +45,18 @@ const (
 
 // probeKinds are the kinds of probes, with what each takes as its argument and when it holds.
 var probeKinds = map[string]struct{ arg, doc string }{
-	"x11":      {"", "the X server answers a client that has the session's cookie"},
-	"wm":       {"", "a window manager owns the screen (`_NET_SUPPORTING_WM_CHECK`)"},
-	"dock":     {"", "a window of type dock is mapped"},
-	"desktop":  {"", "a window of type desktop is mapped"},
-	"pulse":    {"", "the Pulse server answers"},
-	"pipewire": {"", "the PipeWire server answers"},
-	"vnc":      {"", "the VNC server greets"},
-	"exit":     {"", "the program has ended with 0; for what only prepares something"},
-	"bus":      {"NAME", "the name has an owner on the session bus; without `:NAME`, the bus itself answers a ping"},
-	"socket":   {"PATH", "the Unix socket accepts a connection"},
-	"exec":     {"CMD", "the command, run in the component, ends with 0"},
+	"x11":        {"", "the X server answers a client that has the session's cookie"},
+	"wm":         {"", "a window manager owns the screen (`_NET_SUPPORTING_WM_CHECK`)"},
+	"dock":       {"", "a window of type dock is mapped"},
+	"desktop":    {"", "a window of type desktop is mapped"},
+	"pulse":      {"", "the Pulse server answers"},
+	"pipewire":   {"", "the PipeWire server answers"},
+	"vnc":        {"", "the VNC server greets"},
+	"exit":       {"", "the program has ended with 0; for what only prepares something"},
+	"bus":        {"NAME", "the name has an owner on the session bus; without `:NAME`, the bus itself answers a ping"},
+	"system-bus": {"NAME", "as `bus:NAME`, on the system bus"},
+	"socket":     {"PATH", "the Unix socket accepts a connection"},
+	"exec":       {"CMD", "the command, run in the component, ends with 0"},
 }
 
 func probeNames() []string {
@@ -103,13 +104,13 @@ func parseProbe(s string) (Probe, *problem) {
 		return Probe{}, &problem{fmt.Sprintf("unknown probe %s (known: %s)", quote(s), strings.Join(probeNames(), ", ")), near}
 	case want == "" && has:
 		return Probe{}, &problem{fmt.Sprintf("probe %q takes no argument", k), k}
-	case k == "bus" && !has:
+	case (k == "bus" || k == "system-bus") && !has:
 		return Probe{Kind: k}, nil
 	case want != "" && arg == "":
 		return Probe{}, &problem{fmt.Sprintf("probe %q needs an argument: %q", k, k+":"+want), ""}
 	}
 	switch k {
-	case "bus":
+	case "bus", "system-bus":
 		if len(arg) > 255 || !busName.MatchString(arg) {
 			return Probe{}, &problem{fmt.Sprintf("%s is no D-Bus name such as org.xfce.Panel", quote(arg)), ""}
 		}

@@ -19,7 +19,9 @@
 //
 // One goroutine per component walks waiting -> starting -> ready -> (exit) -> backoff -> waiting. The engine's exit
 // events reach it through the session. What to do about an exit is decided by the pure function decide. When the
-// plan's session component exits cleanly the user has logged out, and the session is taken down, dependents first.
+// plan's session component exits cleanly the user has logged out, and the session is taken down, dependents first. So it
+// is when a component with EndsSession does: the one that a desktop asks to power off (package session/systembus) has no
+// other way to tell, and needs none. A crash of either is restarted like any other.
 //
 // # Locks
 //

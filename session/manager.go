@@ -190,6 +190,22 @@ func (m *Manager) enter(s *session, name string) {
 	m.sessions[name] = s
 }
 
+// list puts an adopted session into the map, unless its name is taken. Those listed before may end meanwhile.
+func (m *Manager) list(s *session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.sessions[s.name] == nil {
+		m.sessions[s.name] = s
+	}
+}
+
+// named returns the session called name, or nil.
+func (m *Manager) named(name string) *session {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.sessions[name]
+}
+
 func (m *Manager) release(s *session) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -57,6 +57,10 @@ func newBed(t *testing.T, comps ...profiles.Component) *bed {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.Libexec = filepath.Join(root, "libexec")
+	if err := os.MkdirAll(l.Tools(), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	b := &bed{t: t, engine: fake.New(), layout: l, attached: map[string]int{}, log: &bytes.Buffer{},
 		plan: profiles.Plan{Profile: "duo", Home: profiles.Home{Kind: "ephemeral"}, Audio: profiles.Audio{Server: "none"},
 			Display: profiles.Display{Server: "xvfb", Width: 800, Height: 600, DPI: 96}, Components: comps}}
@@ -546,6 +550,39 @@ func TestLogOutEndsTheSession(t *testing.T) {
 	}
 	b.until("the end", func() bool { return len(b.m.all()) == 0 })
 	b.clean()
+}
+
+// TestPowerOffEndsTheSession: the component that is asked to power off says so by its clean exit, which is told from a
+// crash, also by a daemon that was not there at the time.
+func TestPowerOffEndsTheSession(t *testing.T) {
+	services := profiles.Component{Name: "services", Restart: "always", EndsSession: true}
+	t.Run("while_running", func(t *testing.T) {
+		b := newBed(t, append(chain(), services)...)
+		s := b.up(api.UpRequest{})
+		if err := b.engine.Exit(s.ID, "services", 1); err != nil {
+			t.Fatal(err)
+		}
+		b.until("the second life after a crash", func() bool {
+			s, _ := b.m.Session(context.Background(), root, "duo")
+			return find(s, "services").Restarts == 1 && s.State == api.StateRunning
+		})
+		if err := b.engine.Exit(s.ID, "services", 0); err != nil {
+			t.Fatal(err)
+		}
+		b.until("the end", func() bool { return len(b.m.all()) == 0 })
+		b.clean()
+	})
+	t.Run("without_a_daemon", func(t *testing.T) {
+		b := newBed(t, append(chain(), services)...)
+		s := b.up(api.UpRequest{})
+		b.m.Close()
+		if err := b.engine.Exit(s.ID, "services", 0); err != nil {
+			t.Fatal(err)
+		}
+		b.start()
+		b.until("the end", func() bool { return len(b.m.all()) == 0 })
+		b.clean()
+	})
 }
 
 func TestNewHomeIsFilledOnce(t *testing.T) {

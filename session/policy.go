@@ -22,7 +22,7 @@ type exitFacts struct {
 	wasReady  bool
 	attempts  int  // consecutive exits without a healthy run, this one included
 	starting  bool // the session is not up yet
-	isSession bool // the plan's session component
+	isSession bool // the plan's session component, or one that EndsSession
 }
 
 type action string

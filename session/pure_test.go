@@ -145,8 +145,8 @@ func TestAllowKeepsUsersFromTheHost(t *testing.T) {
 func TestContainerSpec(t *testing.T) {
 	in := specInput{session: "duo", id: Identity{UID: 1000, GID: 1000, Name: "user", Home: "/home/user"},
 		wires: wires{"/run/berth/sessions/duo"}, home: "/var/lib/berth/volumes/1000/duo", image: "localhost/berth/xfce:latest",
-		passwd: "/P", group: "/G", files: []orchestrator.Mount{{Source: "/F", Target: "/etc/x", ReadOnly: true}},
-		plan: &profiles.Plan{Audio: profiles.Audio{Server: "pipewire"}, Env: []string{"XDG_CURRENT_DESKTOP=XFCE"},
+		passwd: "/P", group: "/G", tools: "/usr/local/libexec/berth/tools", files: []orchestrator.Mount{{Source: "/F", Target: "/etc/x", ReadOnly: true}},
+		plan: &profiles.Plan{Audio: profiles.Audio{Server: "pipewire"}, SystemBus: profiles.SystemBus{Kind: "stub"}, Env: []string{"XDG_CURRENT_DESKTOP=XFCE"},
 			Locale: profiles.Locale{Lang: "de_DE.UTF-8", Timezone: "Europe/Berlin"}}}
 	for _, c := range []profiles.Component{
 		{Name: "display", Command: []string{"Xvfb", ":0"}, Provides: []string{"display"}, Needs: []string{"x11"}},

@@ -26,8 +26,13 @@ type specInput struct {
 	passwd  string // path on the host of the passwd file for this image
 	group   string
 	files   []orchestrator.Mount // of Component.Files, already written
+	tools   string               // on the host: the directory of programs that every component finds in toolsDir
 	plan    *profiles.Plan
 }
+
+// toolsDir is where Berth's own static programs lie in every container, whatever its image: mounted, not copied, so that
+// they cost a session nothing and are those of the running daemon's installation.
+const toolsDir = "/run/berth/bin"
 
 // containerSpec turns a component of a plan into what the engine runs. It is pure.
 func containerSpec(c profiles.Component, in specInput) (orchestrator.ContainerSpec, error) {
@@ -46,11 +51,15 @@ func containerSpec(c profiles.Component, in specInput) (orchestrator.ContainerSp
 		{Source: in.wires.runtime(), Target: rd},
 		{Source: in.wires.shm(), Target: "/dev/shm"},
 		{Source: in.wires.berth(), Target: "/run/berth", ReadOnly: true},
+		{Source: in.tools, Target: toolsDir, ReadOnly: true},
 		{Source: in.passwd, Target: "/etc/passwd", ReadOnly: true},
 		{Source: in.group, Target: "/etc/group", ReadOnly: true},
 	}
 	for _, f := range []string{"hosts", "hostname", "resolv.conf", "machine-id"} {
 		mounts = append(mounts, orchestrator.Mount{Source: filepath.Join(in.wires.etc(), f), Target: "/etc/" + f, ReadOnly: true})
+	}
+	if in.plan.SystemBus.Kind == "stub" {
+		mounts = append(mounts, orchestrator.Mount{Source: in.wires.systemd(), Target: "/run/systemd", ReadOnly: true})
 	}
 	cwd := c.Cwd
 	if needs(c, "home") {
@@ -98,6 +107,10 @@ func (in specInput) environ(c profiles.Component, expand func(string) string) []
 	env["XAUTHORITY"] = "/run/berth/Xauthority"
 	if !slices.Contains(c.Provides, "bus") {
 		env["DBUS_SESSION_BUS_ADDRESS"] = "unix:path=" + rd + "/bus"
+	}
+	if in.plan.SystemBus.Kind == "stub" {
+		env["XDG_SESSION_ID"] = loginSession
+		env["DBUS_SYSTEM_BUS_ADDRESS"] = "unix:path=" + rd + "/system_bus_socket"
 	}
 	if in.plan.Locale.Lang != "" {
 		env["LANG"] = in.plan.Locale.Lang

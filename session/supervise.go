@@ -40,7 +40,7 @@ func (s *session) supervise(c *component, adopted int) {
 		starting := s.starting
 		s.mu.Unlock()
 		f := exitFacts{code: code, wasReady: ready, attempts: attempts, starting: starting,
-			isSession: c.Name == s.rec.Plan.Session && s.displayAlive(ctx)}
+			isSession: c.EndsSession || c.Name == s.rec.Plan.Session && s.displayAlive(ctx)}
 		act, pause := decide(c.Component, f)
 		// What no new try can change: the command or image is not there, or what all wait for hangs in its start.
 		if errors.Is(cause, orchestrator.ErrNotFound) || errors.Is(cause, orchestrator.ErrInvalid) ||

@@ -349,7 +349,8 @@ func (s *session) create(ctx context.Context, c *component) error {
 	if err != nil {
 		return err
 	}
-	in := specInput{session: s.name, id: s.rec.User, wires: s.wires, home: s.homeSource(), image: c.ref, passwd: passwd, group: group, plan: &s.rec.Plan}
+	in := specInput{session: s.name, id: s.rec.User, wires: s.wires, home: s.homeSource(), image: c.ref, passwd: passwd, group: group,
+		tools: s.m.opt.Layout.Tools(), plan: &s.rec.Plan}
 	if in.files, err = writeFiles(s.wires, c.Component, in.expander()); err != nil {
 		return err
 	}
@@ -420,9 +421,7 @@ func (m *Manager) adopt(ctx context.Context) error {
 			m.opt.Log.Error("dead session", "session", s.name, "error", err)
 			s.starting, s.endErr = false, err
 			close(s.upDone)
-			if m.sessions[s.name] == nil { // listed as failed, so that its name stays taken and it can be stopped
-				m.sessions[s.name] = s
-			}
+			m.list(s) // as failed, so that its name stays taken and it can be stopped
 		}
 	}
 	return errors.Join(m.clearStray(), m.clearHomes())
@@ -431,7 +430,7 @@ func (m *Manager) adopt(ctx context.Context) error {
 // adoptable tells whether a pod is a session that somebody can go on using: its start was finished, it runs, and its wires
 // are there, which are the first thing that an end takes away.
 func (m *Manager) adoptable(pod orchestrator.Pod, rec record) bool {
-	if rec.ReadyMS == 0 || !pod.Running || rec.Version != recordVersion || m.sessions[rec.Name] != nil {
+	if rec.ReadyMS == 0 || !pod.Running || rec.Version != recordVersion || m.named(rec.Name) != nil {
 		return false
 	}
 	_, err := os.Lstat(wires{m.opt.Layout.Session(rec.Name)}.xauthority())
@@ -448,7 +447,7 @@ func (m *Manager) clearStray() error {
 		return err
 	}
 	for _, d := range dirs {
-		if m.sessions[d.Name()] == nil {
+		if m.named(d.Name()) == nil {
 			if err := (wires{m.opt.Layout.Session(d.Name())}).remove(); err != nil {
 				m.opt.Log.Error("stray session directory", "error", err)
 			}
@@ -499,7 +498,10 @@ func (m *Manager) adoptOne(ctx context.Context, pod orchestrator.Pod, rec record
 		}
 	}
 	s.lastState = s.stateLocked()
-	m.sessions[s.name] = s
+	m.list(s)
+	// The first supervisor may find that the session is to end; its end waits until all have been started.
+	s.wg.Add(1)
+	defer s.wg.Done()
 	for _, st := range have {
 		c := s.comps[st.Name]
 		if c == nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -22,7 +23,8 @@ import (
 //	runtime/  XDG_RUNTIME_DIR (0700)
 //	shm/      /dev/shm (1777)
 //	etc/      passwd, group, hosts, hostname, resolv.conf, machine-id, and the components' own files
-//	berth/    /run/berth, read-only: Xauthority
+//	berth/    /run/berth, read-only: Xauthority, and bin, on which the tools are mounted
+//	systemd/  /run/systemd, read-only, where Berth answers for systemd-logind
 //	home/     a home of the host's, mounted here
 type wires struct{ dir string }
 
@@ -31,6 +33,7 @@ func (w wires) runtime() string    { return filepath.Join(w.dir, "runtime") }
 func (w wires) shm() string        { return filepath.Join(w.dir, "shm") }
 func (w wires) etc() string        { return filepath.Join(w.dir, "etc") }
 func (w wires) berth() string      { return filepath.Join(w.dir, "berth") }
+func (w wires) systemd() string    { return filepath.Join(w.dir, "systemd") }
 func (w wires) home() string       { return filepath.Join(w.dir, "home") }
 func (w wires) xsocket() string    { return filepath.Join(w.tmp(), ".X11-unix", "X0") }
 func (w wires) xauthority() string { return filepath.Join(w.berth(), "Xauthority") }
@@ -67,6 +70,9 @@ func (w wires) lay(ctx context.Context, id Identity, hostname string, cookie []b
 		{w.shm(), 0o1777, false},
 		{w.etc(), 0o755, false},
 		{w.berth(), 0o755, false},
+		{w.systemd(), 0o755, false},
+		{filepath.Join(w.systemd(), "seats"), 0o755, false},
+		{filepath.Join(w.berth(), filepath.Base(toolsDir)), 0o755, false},
 	}
 	for _, d := range dirs {
 		if err := os.Mkdir(d.path, 0o700); err != nil {
@@ -88,6 +94,15 @@ func (w wires) lay(ctx context.Context, id Identity, hostname string, cookie []b
 	if err := w.writeFor(id, w.xauthority(), cookie, 0o400); err != nil {
 		return err
 	}
+	for name, text := range logindFiles(id) {
+		path := filepath.Join(w.systemd(), name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			return fmt.Errorf("session file %q: %w", path, err)
+		}
+	}
 	for name, text := range map[string]string{
 		"hostname":    hostname + "\n",
 		"hosts":       "127.0.0.1\tlocalhost\n127.0.1.1\t" + hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n",
@@ -108,6 +123,22 @@ func (w wires) lay(ctx context.Context, id Identity, hostname string, cookie []b
 	}
 	undo.Disarm()
 	return nil
+}
+
+// loginSession is what session/systembus calls the session.
+const loginSession = "1"
+
+// logindFiles are what systemd-logind keeps in /run/systemd, by which programs know of it and its session (sd-login(3))
+// before they ask it anything: GNOME Shell, xfce4-session, MATE and others look for the directory seats and without it do
+// not ask. They say what session/systembus says on the bus: one session without a seat. There is no directory "system":
+// that would say that systemd is the init process (sd_booted(3)).
+func logindFiles(id Identity) map[string]string {
+	return map[string]string{
+		"sessions/" + loginSession: fmt.Sprintf("UID=%d\nUSER=%s\nACTIVE=1\nIS_DISPLAY=1\nSTATE=active\nREMOTE=0\nTYPE=x11\nCLASS=user\n"+
+			"SERVICE=berth\nDISPLAY=:0\nLEADER=1\n", id.UID, id.Name),
+		"users/" + strconv.Itoa(id.UID): fmt.Sprintf("NAME=%s\nSTATE=active\nSTOPPING=no\nRUNTIME=/run/user/%d\nDISPLAY=%[3]s\n"+
+			"SESSIONS=%[3]s\nACTIVE_SESSIONS=%[3]s\nONLINE_SESSIONS=%[3]s\nSEATS=\nACTIVE_SEATS=\nONLINE_SEATS=\n", id.Name, id.UID, loginSession),
+	}
 }
 
 func (w wires) writeFor(id Identity, path string, data []byte, mode os.FileMode) error {

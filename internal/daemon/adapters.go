@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"berth/assets"
@@ -18,6 +19,7 @@ import (
 	"berth/session/audio"
 	"berth/session/bus"
 	"berth/session/probe"
+	"berth/session/systembus"
 )
 
 // Plan resolves a profile as caller c sees it: built-in ones, those in /etc/berth/profiles, the caller's own. It starts
@@ -52,7 +54,7 @@ func infrastructure(p *profiles.Profile) ([]profiles.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(append(d, a...), bus.Components()...), p.CheckImages(images.RecipeNames())
+	return slices.Concat(d, a, bus.Components(), systembus.Components(p.SystemBus, p.Locale)), p.CheckImages(images.RecipeNames())
 }
 
 // cookie makes the Xauthority file of a new session.

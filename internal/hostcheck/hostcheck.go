@@ -157,7 +157,7 @@ func (c *checker) root() {
 
 // Programs of Libexec: what every engine needs, and what an existing containerd has itself.
 var (
-	programs           = []string{"runc", "buildkitd", "ptp", "host-local", "berth-anchor"}
+	programs           = []string{"runc", "buildkitd", "ptp", "host-local", "berth-anchor", "tools/berth-systembus"}
 	containerdPrograms = []string{"containerd", "containerd-shim-runc-v2"}
 )
 

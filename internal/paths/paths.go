@@ -16,7 +16,7 @@ type Layout struct {
 	State   string // survives reboots: containerd's and buildkit's stores, volumes, bases
 	Run     string // gone at reboot: sockets, sessions
 	Config  string // config.toml
-	Libexec string // containerd, containerd-shim-runc-v2, runc, buildkitd, CNI plugins, berth-anchor
+	Libexec string // containerd, containerd-shim-runc-v2, runc, buildkitd, CNI plugins, berth-anchor, tools/
 }
 
 // New returns the layout for root; "" means the FHS places. It touches nothing on disk.
@@ -68,6 +68,9 @@ func (l Layout) Instance() string {
 	sum := sha256.Sum256([]byte(l.Root))
 	return "berth-" + hex.EncodeToString(sum[:3])
 }
+
+// Tools holds the static programs that every container of a session finds in /run/berth/bin.
+func (l Layout) Tools() string { return filepath.Join(l.Libexec, "tools") }
 
 // APISocket is the daemon's HTTP API.
 func (l Layout) APISocket() string { return filepath.Join(l.Run, "berth.sock") }

@@ -14,12 +14,16 @@ import (
 	"berth/internal/unixsock"
 )
 
-const busSocket = "bus"
+// A bus by the name of its socket in the runtime directory.
+const (
+	sessionBus = "bus"
+	systemBus  = "system_bus_socket"
+)
 
-// bus waits until the session bus answers, and if name is not empty until somebody owns it.
-func (r *Runner) bus(ctx context.Context, name string) error {
+// bus waits until the bus behind socket answers, and if name is not empty until somebody owns it.
+func (r *Runner) bus(ctx context.Context, socket, name string) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		err := r.busOnce(ctx, name)
+		err := r.busOnce(ctx, socket, name)
 		if err == nil || ctx.Err() != nil || !hungUp(err) && !errors.Is(err, dbus.ErrClosed) {
 			return err
 		}
@@ -31,10 +35,14 @@ func (r *Runner) bus(ctx context.Context, name string) error {
 	}
 }
 
-// busOnce does it over one connection. The bus admits root beside the session's user (package session/bus); EXTERNAL
-// authentication is by the credentials of the socket's peer.
-func (r *Runner) busOnce(ctx context.Context, name string) error {
-	sock, err := unixsock.Dial(ctx, r.t.RuntimeDir, busSocket)
+// busOnce does it over one connection. The buses admit root beside the session's user (packages session/bus and
+// session/systembus); EXTERNAL authentication is by the credentials of the socket's peer.
+func (r *Runner) busOnce(ctx context.Context, socket, name string) error {
+	what := "session bus"
+	if socket == systemBus {
+		what = "system bus"
+	}
+	sock, err := unixsock.Dial(ctx, r.t.RuntimeDir, socket)
 	if err != nil {
 		return err
 	}
@@ -43,14 +51,14 @@ func (r *Runner) busOnce(ctx context.Context, name string) error {
 	conn, err := dbus.NewConn(sock, dbus.WithContext(ctx))
 	if err != nil {
 		sock.Close()
-		return fmt.Errorf("session bus: %w", err)
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	defer conn.Close()
-	saw := func(what string, err error) error {
+	saw := func(seen string, err error) error {
 		if ctx.Err() != nil {
-			return fmt.Errorf("socket %q: %s (%w)", filepath.Join(r.t.RuntimeDir, busSocket), what, ctx.Err())
+			return fmt.Errorf("socket %q: %s (%w)", filepath.Join(r.t.RuntimeDir, socket), seen, ctx.Err())
 		}
-		return fmt.Errorf("session bus: %s: %w", what, err)
+		return fmt.Errorf("%s: %s: %w", what, seen, err)
 	}
 	if err := conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Getuid()))}); err != nil {
 		return saw("it accepts connections, but does not authenticate", err)

@@ -6,6 +6,7 @@
 //	desktop    a mapped window of type DESKTOP
 //	bus        the session bus answers org.freedesktop.DBus.Peer.Ping
 //	bus:NAME   somebody owns NAME on the session bus
+//	system-bus, system-bus:NAME   the same on the system bus
 //	socket:P   something accepts connections on the Unix socket P, a path inside the session
 //	pulse      the Pulse server answers (native protocol, GET_SERVER_INFO)
 //	pipewire   the PipeWire server answers (native protocol, Core::Sync)
@@ -66,7 +67,9 @@ func (r *Runner) Wait(ctx context.Context, p profiles.Probe) error {
 	case "desktop":
 		err = r.screen(ctx, x11.Desktop)
 	case "bus":
-		err = r.bus(ctx, p.Arg)
+		err = r.bus(ctx, sessionBus, p.Arg)
+	case "system-bus":
+		err = r.bus(ctx, systemBus, p.Arg)
 	case "socket":
 		err = r.socket(ctx, p.Arg)
 	case "pulse":

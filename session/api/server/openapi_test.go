@@ -89,7 +89,7 @@ func TestSchemasAndTypesAgree(t *testing.T) {
 		"Size": api.Size{}, "ResizeRequest": api.ResizeRequest{}, "ImageList": api.ImageList{}, "Image": orchestrator.Image{}, "ImageEvent": api.ImageEvent{},
 		"Progress": orchestrator.Progress{}, "BuildRequest": api.BuildRequest{}, "RefRequest": api.RefRequest{}, "TagRequest": api.TagRequest{},
 		"PruneResult": api.PruneResult{}, "DaemonInfo": api.DaemonInfo{}, "EngineInfo": orchestrator.Info{}, "Plan": api.Plan{},
-		"PlanApp": profiles.App{}, "PlanComponent": profiles.Component{}, "Probe": profiles.Probe{}, "PlanDisplay": profiles.Display{}, "PlanAudio": profiles.Audio{},
+		"PlanApp": profiles.App{}, "PlanComponent": profiles.Component{}, "Probe": profiles.Probe{}, "PlanDisplay": profiles.Display{}, "PlanAudio": profiles.Audio{}, "PlanSystemBus": profiles.SystemBus{},
 		"PlanHome": profiles.Home{}, "PlanLook": profiles.Look{}, "PlanLocale": profiles.Locale{}, "PlanLimits": profiles.Limits{},
 	}
 	schemas := document(t).Components.Schemas
