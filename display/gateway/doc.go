@@ -5,7 +5,7 @@
 //
 //   - VNC: one TCP listener per session (OpenVNC). The gateway authenticates the viewer with the session's password
 //     (RFC 6143 section 7.2.2), connects to the session's VNC server on its Unix socket, which has no authentication of
-//     its own, and from then on moves bytes inside the kernel with splice(2).
+//     its own, and from then on moves bytes.
 //   - HTTP(S): one listener for all sessions (Listen): a list with live thumbnails, the desktop page with noVNC, a small
 //     JSON API and a WebSocket per desktop.
 //
