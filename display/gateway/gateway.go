@@ -11,10 +11,14 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"berth/internal/atomicfile"
 )
 
 // Session is what the gateway knows of a session. Password, Token and VNCSocket never leave it.
@@ -52,6 +56,9 @@ type Config struct {
 	Web string
 	// WebExact: a taken port is an error; else the next free one is used.
 	WebExact bool
+	// WebPortFile keeps the port that was used, which the next gateway tries first, so that addresses that were told stay
+	// right when a lower port has become free; "" means that it is not kept. With WebExact it has no say.
+	WebPortFile string
 	// VNCHost is the address VNC listens on, without port. "" means 127.0.0.1.
 	VNCHost string
 	// VNCBase is the port at which the search for a free one begins; 0 means 5900.
@@ -161,9 +168,18 @@ func (g *Gateway) Listen() error {
 	if err != nil {
 		return fmt.Errorf("gateway address %q: port %q is not a number from 0 to 65535", g.cfg.Web, portText)
 	}
-	ln, err := listen(host, int(port), g.cfg.WebExact)
-	if err != nil {
-		return fmt.Errorf("gateway: %w", err)
+	var ln *net.TCPListener
+	if last := g.lastPort(); last != 0 {
+		ln, _ = listen(host, last, true) // taken by now: any other will do
+	}
+	if ln == nil {
+		if ln, err = listen(host, int(port), g.cfg.WebExact); err != nil {
+			return fmt.Errorf("gateway: %w", err)
+		}
+	}
+	if err := g.keepPort(ln.Addr().(*net.TCPAddr).Port); err != nil {
+		ln.Close()
+		return fmt.Errorf("gateway: port: %w", err)
 	}
 	cert, err := g.cfg.TLS.load(host)
 	if err != nil {
@@ -196,6 +212,29 @@ func (g *Gateway) Listen() error {
 	}
 	g.web, g.listener, g.webAddr, g.cert = srv, serve, ln.Addr(), cert
 	return nil
+}
+
+// lastPort is the port that keepPort kept; 0 if there is none or it has no say.
+func (g *Gateway) lastPort() int {
+	if g.cfg.WebExact || g.cfg.WebPortFile == "" {
+		return 0
+	}
+	text, err := os.ReadFile(g.cfg.WebPortFile)
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 16)
+	if err != nil {
+		return 0
+	}
+	return int(n)
+}
+
+func (g *Gateway) keepPort(port int) error {
+	if g.cfg.WebExact || g.cfg.WebPortFile == "" {
+		return nil
+	}
+	return atomicfile.Write(g.cfg.WebPortFile, []byte(strconv.Itoa(port)+"\n"), 0o600)
 }
 
 // Serve begins to answer, over VNC and, after Listen, over HTTP. Sessions must be ready to be asked.

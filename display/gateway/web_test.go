@@ -784,6 +784,36 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// The port that was used is used again, also when a lower one has become free; one that is taken meanwhile is not missed.
+func TestWebPortIsKept(t *testing.T) {
+	low, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "port")
+	open := func() *Gateway {
+		t.Helper()
+		g := newGateway(t, &fakeSessions{}, func(c *Config) { c.Web, c.WebPortFile = low.Addr().String(), file })
+		if err := g.start(); err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	first := open()
+	was := first.URL()
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	low.Close()
+	second := open()
+	if second.URL() != was {
+		t.Errorf("second gateway at %s; want %s", second.URL(), was)
+	}
+	if third := open(); third.URL() == was {
+		t.Errorf("two gateways at %s", was)
+	}
+}
+
 func TestWebPort(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

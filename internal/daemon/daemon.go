@@ -90,7 +90,7 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 	gw, err := gateway.New(gateway.Config{Web: cfg.Gateway.Listen, WebExact: cfg.Gateway.Listen != "",
 		VNCHost: cfg.Gateway.VNCHost, VNCBase: cfg.Gateway.VNCPort, AllowedHosts: cfg.Gateway.Hosts,
 		TLS: gateway.TLS{Cert: cfg.Gateway.TLSCert, Key: cfg.Gateway.TLSKey, SelfSigned: cfg.Gateway.TLSSelfSigned,
-			Dir: filepath.Join(l.State, "tls"), Hosts: cfg.Gateway.Hosts}, LoginFile: filepath.Join(l.Run, "logins.json"),
+			Dir: filepath.Join(l.State, "tls"), Hosts: cfg.Gateway.Hosts}, LoginFile: filepath.Join(l.Run, "logins.json"), WebPortFile: filepath.Join(l.Run, "web-port"),
 		AdminToken: admin, Pages: web.Files(), Log: log}, d)
 	if err != nil {
 		return err

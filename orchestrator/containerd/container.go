@@ -598,8 +598,16 @@ func (e *Engine) recordExit(pod, name string, code int, at time.Time) {
 	if !exists(e.logDir(pod)) {
 		return // removed meanwhile
 	}
-	text := fmt.Sprintf("%d %d\n", code, at.UnixNano())
-	if err := os.WriteFile(filepath.Join(e.logDir(pod), name+".exit"), []byte(text), 0o600); err != nil && !os.IsNotExist(err) {
+	// The first word counts: a containerd that starts again says of what had ended that it ended now, with a code of its own.
+	f, err := os.OpenFile(filepath.Join(e.logDir(pod), name+".exit"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if os.IsExist(err) {
+		return
+	}
+	if err == nil {
+		_, err = fmt.Fprintf(f, "%d %d\n", code, at.UnixNano())
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil && !os.IsNotExist(err) {
 		e.log.Warn("cannot record the exit of a container", "pod", pod, "container", name, "error", err)
 	}
 }
