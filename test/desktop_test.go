@@ -255,7 +255,6 @@ func TestSession(t *testing.T) {
 	})
 
 	t.Run("logs_and_trace", func(t *testing.T) {
-		shot(t, s.Name, "walk")
 		inst.Run(t, "logs", s.Name)
 		inst.Run(t, "logs", s.Name, "display")
 		if out := inst.Run(t, "trace", s.Name); !strings.Contains(out, "panel") {
@@ -266,6 +265,12 @@ func TestSession(t *testing.T) {
 		if b, err := os.ReadFile(svg); err != nil || !strings.Contains(string(b), "<svg") {
 			t.Errorf("trace --svg: %v", err)
 		}
+	})
+
+	t.Run("the_new_panel_is_drawn", func(t *testing.T) {
+		c := screen(t, s)
+		waitFor(t, c, x11.WM, x11.Dock)
+		berthtest.WaitUntil(t, "a drawn desktop", func() bool { return lookAt(t, c, shot(t, s.Name, "walk")) == "" })
 	})
 
 	t.Run("log_out_ends_it", func(t *testing.T) {
