@@ -79,7 +79,6 @@ var rootFiles = map[string]string{
 	"etc/hostname":   "machine\n",
 	"etc/hosts":      "127.0.0.1 localhost machine\n",
 	"etc/machine-id": "0123456789abcdef0123456789abcdef\n", // without one every boot would be the first, with all its presets
-	// No shell is waited for on the console, so that a boot that fails ends.
 	"etc/systemd/system/vmtest-agent.service": `[Unit]
 Description=Runs commands for the test
 DefaultDependencies=no
@@ -183,7 +182,8 @@ func (l *Lab) Prepare(ctx context.Context, imgs []string, logf func(string, ...a
 	return d, g.Wait()
 }
 
-// kept returns the directory that make fills once for all with this key; others of the same kind are removed before.
+// kept returns the directory that fill has filled once for all with this key, in which it may use tmp; others of the same
+// kind are removed before.
 func (l *Lab) kept(kind string, key any, fill func(dir, tmp string) error) (string, error) {
 	text, err := json.Marshal(key)
 	if err != nil {
@@ -293,7 +293,7 @@ func (l *Lab) state(ctx context.Context, names []string, d *Disks) error {
 	if len(key) != len(names) {
 		return fmt.Errorf("images: want %v, got %v", names, slices.Sorted(maps.Keys(key)))
 	}
-	dir, err := l.kept("state", key, func(out, tmp string) error {
+	dir, err := l.kept("state", []any{key, importScript}, func(out, tmp string) error {
 		tree := filepath.Join(tmp, "tree")
 		if err := os.Mkdir(tree, 0o711); err != nil {
 			return err
