@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 }
 
 // boot starts a machine; cmdline is for its kernel.
-func boot(t *testing.T, cmdline ...string) *vmtest.Machine {
+func boot(t *testing.T, processors int, cmdline ...string) *vmtest.Machine {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("machines take minutes")
@@ -75,7 +75,7 @@ func boot(t *testing.T, cmdline ...string) *vmtest.Machine {
 	if disks.err != nil {
 		t.Fatal(disks.err)
 	}
-	m := disks.lab.Boot(t, disks.Disks, cmdline...)
+	m := disks.lab.Boot(t, disks.Disks, processors, cmdline...)
 	// What the administrator does after `make install`.
 	m.Run(t, `systemd-sysusers && systemctl daemon-reload
 		mkdir -p /etc/berth && printf '[session]\npatience = "3m"\n' >/etc/berth/config.toml`)
@@ -133,7 +133,7 @@ func wantText(t *testing.T, got string, want ...string) {
 
 // TestUnified is Debian 12 as it is installed: cgroup version 2 and nothing else.
 func TestUnified(t *testing.T) {
-	m := boot(t)
+	m := boot(t, 2)
 	t.Run("doctor", func(t *testing.T) {
 		found := doctor(t, m)
 		wantText(t, found["cgroups"].Detail, "v2", "cpu", "memory", "pids")
@@ -233,7 +233,7 @@ func service(t *testing.T, m *vmtest.Machine) {
 
 // TestLegacy is cgroup version 1 alone, as systemd sets it up when it is told to.
 func TestLegacy(t *testing.T) {
-	m := boot(t, "systemd.unified_cgroup_hierarchy=0", "systemd.legacy_systemd_cgroup_controller=1")
+	m := boot(t, 1, "systemd.unified_cgroup_hierarchy=0", "systemd.legacy_systemd_cgroup_controller=1")
 	wantText(t, doctor(t, m)["cgroups"].Detail, "v1 with", "cpu", "devices", "freezer", "memory", "pids")
 	ring2(t, m, "^TestLimits$", small)
 	// Every container needs the freezer.
@@ -244,7 +244,7 @@ func TestLegacy(t *testing.T) {
 
 // TestNoOverlay is a kernel that lacks what the defaults need: overlayfs, and the memory controller.
 func TestNoOverlay(t *testing.T) {
-	m := boot(t, "module_blacklist=overlay", "cgroup_disable=memory")
+	m := boot(t, 2, "module_blacklist=overlay", "cgroup_disable=memory")
 	t.Run("message", func(t *testing.T) {
 		m.NothingLeft(t, "files: /run/berth", "files: /run/berth/start.lock") // a lock's file stays
 		wantText(t, m.Fail(t, "berth up openbox"), "overlayfs does not work", `snapshotter = "native"`, "/etc/berth/config.toml")

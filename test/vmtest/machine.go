@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,8 +38,9 @@ type Machine struct {
 	exited  chan error
 }
 
-// Boot starts a machine and returns when its agent is there. It ends with the test. cmdline is added to the kernel's.
-func (l *Lab) Boot(t testing.TB, d Disks, cmdline ...string) *Machine {
+// Boot starts a machine with so many processors and returns when its agent is there. It ends with the test. cmdline is added
+// to the kernel's.
+func (l *Lab) Boot(t testing.TB, d Disks, processors int, cmdline ...string) *Machine {
 	t.Helper()
 	m := &Machine{console: filepath.Join(t.TempDir(), "console"), exited: make(chan error, 1)}
 	ours, theirs, err := socketPair()
@@ -55,7 +57,7 @@ func (l *Lab) Boot(t testing.TB, d Disks, cmdline ...string) *Machine {
 		accel, processor = "tcg,thread=multi", "Nehalem"
 	}
 	args := []string{
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", accel, "-cpu", processor, "-smp", "2", "-m", "3G",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", accel, "-cpu", processor, "-smp", strconv.Itoa(processors), "-m", "3G",
 		"-kernel", d.Kernel, "-initrd", d.Initrd,
 		"-append", strings.Join(append([]string{"root=LABEL=berth-root", "rw", "console=ttyS0", "loglevel=6", "systemd.show_status=false",
 			// A kernel that hangs is to say where and to end.

@@ -30,8 +30,11 @@
 //
 // # Acceleration
 //
-// QEMU translates (TCG) with a thread per processor. BERTH_TEST_VM_ACCEL=kvm has it use KVM, which cannot be tried out
-// cheaply: in some places /dev/kvm opens and guests hang.
+// QEMU translates (TCG) with a thread per processor. When a kernel changes code that another processor runs, QEMU 7.2 may go
+// on with the old: version 1's freezer does so at a container's every kill, by a static key in recalc_sigpending, and now
+// and then both processors were found there in int3 for ever. Machines with version 1 get one processor.
+//
+// BERTH_TEST_VM_ACCEL=kvm has QEMU use KVM, which cannot be tried out cheaply: in some places /dev/kvm opens and guests hang.
 package vmtest
 
 import (
