@@ -121,11 +121,12 @@ func TestNetworkIsResumed(t *testing.T) {
 	e.Close()
 	e = h.open(t)
 	defer e.Close()
-	for deadline := time.Now().Add(time.Minute); pod.IP == "" && pod.NetworkError == ""; time.Sleep(10 * time.Millisecond) {
-		if pod, err = e.Pod(ctx, "offline"); err != nil || time.Now().After(deadline) {
-			t.Fatalf("pod = %+v, %v; want an address", pod, err)
+	within(t, "an address of the pod", func() bool {
+		if pod, err = e.Pod(ctx, "offline"); err != nil {
+			t.Fatal(err)
 		}
-	}
+		return pod.IP != "" || pod.NetworkError != ""
+	})
 	if pod.NetworkError != "" {
 		t.Error(pod.NetworkError)
 	}
