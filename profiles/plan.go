@@ -43,6 +43,8 @@ type Component struct {
 	Restart string        `json:"restart"` // always | on-failure | never
 	// Optional: the session goes on (degraded) when this component fails for good.
 	Optional bool `json:"optional,omitempty"`
+	// OnDemand: it is started when somebody calls for it, and may end at any time; nothing waits for it.
+	OnDemand bool `json:"on_demand,omitempty"`
 	// EndsSession: the session ends when this component, having been ready, exits with 0.
 	EndsSession bool              `json:"ends_session,omitempty"`
 	Devices     []string          `json:"devices,omitempty"`
@@ -92,10 +94,15 @@ type Home struct {
 	Path string `json:"path,omitempty"` // of the bind
 }
 
-// App is one [[apps]] entry: applications of a further image.
+// App is an image whose applications the other images of the session see: one that an [[apps]] entry names, or that a
+// component of the desktop is made from.
 type App struct {
 	Image  string   `json:"image"`
 	Export []string `json:"export"` // patterns (path.Match) of .desktop file names without the suffix
+	// Component is where the applications run.
+	Component string `json:"component,omitempty"`
+	// Idle is how long Component goes on without any of them; 0 means for ever.
+	Idle time.Duration `json:"idle,omitempty"`
 }
 
 // Look is the [look] table. Nil and "" mean: as the images have it.

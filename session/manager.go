@@ -75,11 +75,20 @@ type Gateway interface {
 	Detach(r Remote)
 }
 
+// Exporter makes what an image shows to components of other images: applications that are started in the component
+// app.Component, icons, MIME types and D-Bus services. Export returns a directory with the subdirectory share; it is the same
+// for the same arguments and content, and stays as long as a session uses it.
+type Exporter interface {
+	Export(ctx context.Context, ref string, app profiles.App) (dir string, err error)
+}
+
 // Options of New. All fields but DefaultUser and Patience are required.
 type Options struct {
 	Engine orchestrator.Engine
 	Images api.Images
 	Layout paths.Layout
+	// Exports is not asked unless a session has more than one image with applications.
+	Exports Exporter
 	// Plan resolves a profile as the caller sees it.
 	Plan    func(ctx context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error)
 	Probe   func(Target) Prober

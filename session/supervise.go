@@ -14,6 +14,10 @@ import (
 // supervise runs component c until the session ends or the component has ended for good. adopted > 0 is the process of
 // a container that was running before this daemon: it counts as ready.
 func (s *session) supervise(c *component, adopted int) {
+	if c.OnDemand {
+		s.superviseOnDemand(c, adopted)
+		return
+	}
 	ctx := s.ctx
 	attempts := 0
 	for ctx.Err() == nil {

@@ -18,6 +18,7 @@ import (
 	"berth/session/api"
 	"berth/session/audio"
 	"berth/session/bus"
+	"berth/session/launch"
 	"berth/session/probe"
 	"berth/session/systembus"
 )
@@ -54,7 +55,7 @@ func infrastructure(p *profiles.Profile) ([]profiles.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.Concat(d, a, bus.Components(), systembus.Components(p.SystemBus, p.Locale)), p.CheckImages(images.RecipeNames())
+	return slices.Concat(d, a, bus.Components(), systembus.Components(p.SystemBus, p.Locale), launch.Components(p.Apps)), p.CheckImages(images.RecipeNames())
 }
 
 // cookie makes the Xauthority file of a new session.
