@@ -97,14 +97,14 @@ func TestOnDemand(t *testing.T) {
 	}
 	var mounts []string
 	for _, m := range spec.Mounts {
-		if strings.HasPrefix(m.Target, exportsDir) {
+		if strings.HasPrefix(m.Target, ExportsDir) {
 			mounts = append(mounts, m.Target)
 		}
 	}
-	if diff := cmp.Diff([]string{exportsDir + "/apps-img2"}, mounts); diff != "" {
+	if diff := cmp.Diff([]string{ExportsDir + "/apps-img2"}, mounts); diff != "" {
 		t.Errorf("the panel's exports (-want +got):\n%s", diff)
 	}
-	if got := strings.Join(slices.DeleteFunc(slices.Clone(spec.Env), func(kv string) bool { return !strings.HasPrefix(kv, "XDG_DATA_DIRS=") }), " "); got != "XDG_DATA_DIRS="+ "/usr/local/share:/usr/share:"+exportsDir+"/apps-img2/share" {
+	if got := strings.Join(slices.DeleteFunc(slices.Clone(spec.Env), func(kv string) bool { return !strings.HasPrefix(kv, "XDG_DATA_DIRS=") }), " "); got != "XDG_DATA_DIRS="+"/usr/local/share:/usr/share:"+ExportsDir+"/apps-img2/share" {
 		t.Errorf("got %s", got)
 	}
 	// Many call at once, and it starts once.

@@ -223,6 +223,19 @@ func (m *Manager) release(s *session) {
 	}
 }
 
+// UsesExport tells whether a session uses dir, which an Exporter has made.
+func (m *Manager) UsesExport(dir string) bool {
+	for _, s := range m.all() {
+		s.mu.Lock()
+		has := slices.ContainsFunc(s.rec.Exports, func(e export) bool { return e.Dir == dir })
+		s.mu.Unlock()
+		if has {
+			return true
+		}
+	}
+	return false
+}
+
 // find returns the session called name if c may see it.
 func (m *Manager) find(c api.Caller, name string) (*session, error) {
 	m.mu.Lock()

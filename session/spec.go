@@ -36,9 +36,9 @@ type specInput struct {
 // they cost a session nothing and are those of the running daemon's installation.
 const toolsDir = "/run/berth/bin"
 
-// exportsDir is where components find what other images show them, each in a directory called like the component that runs
+// ExportsDir is where components find what other images show them, each in a directory called like the component that runs
 // its programs.
-const exportsDir = "/run/berth/exports"
+const ExportsDir = "/run/berth/exports"
 
 // seen are the exports that component c finds: those of all images but its own, if it shows menus, opens files or starts
 // services, which is to say, if it is on the display or is the bus.
@@ -74,7 +74,7 @@ func containerSpec(c profiles.Component, in specInput) (orchestrator.ContainerSp
 		mounts = append(mounts, orchestrator.Mount{Source: filepath.Join(in.wires.etc(), f), Target: "/etc/" + f, ReadOnly: true})
 	}
 	for _, e := range in.seen(c) {
-		mounts = append(mounts, orchestrator.Mount{Source: e.Dir, Target: exportsDir + "/" + e.Component, ReadOnly: true})
+		mounts = append(mounts, orchestrator.Mount{Source: e.Dir, Target: ExportsDir + "/" + e.Component, ReadOnly: true})
 	}
 	if in.plan.SystemBus.Kind == "stub" {
 		mounts = append(mounts, orchestrator.Mount{Source: in.wires.systemd(), Target: "/run/systemd", ReadOnly: true})
@@ -145,7 +145,7 @@ func (in specInput) environ(c profiles.Component, expand func(string) string) []
 	}
 	for _, e := range in.seen(c) {
 		// An image's own come first: what is in both is started in place.
-		env["XDG_DATA_DIRS"] = cmp.Or(env["XDG_DATA_DIRS"], "/usr/local/share:/usr/share") + ":" + exportsDir + "/" + e.Component + "/share"
+		env["XDG_DATA_DIRS"] = cmp.Or(env["XDG_DATA_DIRS"], "/usr/local/share:/usr/share") + ":" + ExportsDir + "/" + e.Component + "/share"
 	}
 	out := make([]string, 0, len(env))
 	for k, v := range env {

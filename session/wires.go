@@ -75,10 +75,10 @@ func (w wires) lay(ctx context.Context, id Identity, hostname string, cookie []b
 		{w.systemd(), 0o755, false},
 		{filepath.Join(w.systemd(), "seats"), 0o755, false},
 		{filepath.Join(w.berth(), filepath.Base(toolsDir)), 0o755, false},
-		{filepath.Join(w.berth(), filepath.Base(exportsDir)), 0o755, false},
+		{filepath.Join(w.berth(), filepath.Base(ExportsDir)), 0o755, false},
 	}
 	for _, a := range apps {
-		dirs = append(dirs, dir{filepath.Join(w.berth(), filepath.Base(exportsDir), a.Component), 0o755, false})
+		dirs = append(dirs, dir{filepath.Join(w.berth(), filepath.Base(ExportsDir), a.Component), 0o755, false})
 	}
 	for _, d := range dirs {
 		if err := os.Mkdir(d.path, 0o700); err != nil {

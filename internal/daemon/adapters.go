@@ -18,6 +18,7 @@ import (
 	"berth/session/api"
 	"berth/session/audio"
 	"berth/session/bus"
+	"berth/session/export"
 	"berth/session/launch"
 	"berth/session/probe"
 	"berth/session/systembus"
@@ -103,6 +104,14 @@ func (d *doors) Resize(ctx context.Context, name string, w, h int) (width, heigh
 func shown(r session.Remote) gateway.Session {
 	return gateway.Session{Name: r.Name, ID: r.ID, Profile: r.Profile, State: r.State, User: r.User, UID: r.UID, VNCSocket: r.VNCSocket,
 		Password: r.Password, Token: r.Token, Width: r.Width, Height: r.Height, Created: r.Created}
+}
+
+// exports is session.Exporter on a cache.
+type exports struct{ *export.Cache }
+
+func (e exports) Export(ctx context.Context, ref string, app profiles.App) (string, error) {
+	dir, _, err := e.Cache.Export(ctx, ref, app)
+	return dir, err
 }
 
 func newProber(t session.Target) session.Prober { return probe.New(probe.Target(t)) }

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const usage = `usage: berth-launch [--wait] COMPONENT [--] PROGRAM [ARGUMENT]...
+const usage = `usage: berth-launch [--wait] [--dir DIRECTORY] COMPONENT [--] PROGRAM [ARGUMENT]...
        berth-launch --serve [--idle DURATION]
 
 Runs a program in another component of this session, which is started if need be. At a terminal, or with --wait, it waits for the
@@ -40,6 +40,7 @@ func Main(args, env []string, stdout, stderr io.Writer) int {
 	serve := f.Bool("serve", false, "")
 	idle := f.Duration("idle", 0, "")
 	wait := f.Bool("wait", terminal(os.Stdin), "")
+	dir := f.String("dir", "", "")
 	err := f.Parse(args)
 	rest := f.Args()
 	if errors.Is(err, flag.ErrHelp) {
@@ -74,12 +75,13 @@ func Main(args, env []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stderr, usage)
 		return fail(2, errors.New("name a component and a program"))
 	}
-	dir, err := os.Getwd()
-	if err != nil {
-		dir = "/"
+	if *dir == "" {
+		if *dir, err = os.Getwd(); err != nil {
+			*dir = "/"
+		}
 	}
 	code, err := Run(context.Background(), Call{Component: component, RuntimeDir: runtimeDir, Demand: DemandSocket,
-		Args: rest, Env: env, Dir: dir, Wait: *wait})
+		Args: rest, Env: env, Dir: *dir, Wait: *wait})
 	if err != nil {
 		return fail(code, err)
 	}
