@@ -23,6 +23,8 @@ type Plan struct {
 	Apps        []App       `json:"apps,omitempty"`
 	// Session is the component whose clean exit means that the user logged out; "" if there is none.
 	Session string `json:"session,omitempty"`
+	// Claims are the names on the session bus that several of the images in Apps can start, as far as their images are there.
+	Claims []Claim `json:"claims,omitempty"`
 	// Unused are the keys that the profile sets and that have no effect yet, "look.dark".
 	Unused []string `json:"unused,omitempty"`
 }
@@ -103,6 +105,12 @@ type App struct {
 	Component string `json:"component,omitempty"`
 	// Idle is how long Component goes on without any of them; 0 means for ever.
 	Idle time.Duration `json:"idle,omitempty"`
+}
+
+// Claim is a name on the session bus that several images can start.
+type Claim struct {
+	Name   string   `json:"name"`
+	Images []string `json:"images"` // the first one does
 }
 
 // Look is the [look] table. Nil and "" mean: as the images have it.

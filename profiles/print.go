@@ -71,6 +71,13 @@ func (p *Plan) Text(w io.Writer) error {
 	if none {
 		b.WriteString("  none: no component has a capability or a device\n")
 	}
+	if len(p.Claims) > 0 {
+		b.WriteString("\nnames on the bus that several images can start; the first one does\n")
+		for _, c := range p.Claims {
+			fmt.Fprintf(tw, "  %s\t%s\n", c.Name, strings.Join(c.Images, ", "))
+		}
+		tw.Flush()
+	}
 	_, err := w.Write(b.Bytes())
 	return err
 }

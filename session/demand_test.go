@@ -27,6 +27,10 @@ func (e exporter) Export(_ context.Context, ref string, app profiles.App) (strin
 	return dir, os.MkdirAll(filepath.Join(dir, "share"), 0o755)
 }
 
+func (exporter) Claims(context.Context, *profiles.Plan) ([]profiles.Claim, error) {
+	return []profiles.Claim{{Name: "org.example.Files", Images: []string{"img", "img2"}}}, nil
+}
+
 // appsBed is a session with a panel of the image "img" and applications of "img2".
 func appsBed(t *testing.T) (*bed, func() *session) {
 	apps := profiles.Component{Name: "apps-img2", Command: []string{"launcher"}, OnDemand: true, Optional: true, Restart: "never",

@@ -80,6 +80,8 @@ type Gateway interface {
 // for the same arguments and content, and stays as long as a session uses it.
 type Exporter interface {
 	Export(ctx context.Context, ref string, app profiles.App) (dir string, err error)
+	// Claims finds the names that several images of a plan can start on the bus, as far as the images are there.
+	Claims(ctx context.Context, p *profiles.Plan) ([]profiles.Claim, error)
 }
 
 // Options of New. All fields but DefaultUser and Patience are required.
@@ -438,6 +440,11 @@ func (m *Manager) Plan(ctx context.Context, c api.Caller, req api.UpRequest) (ap
 	p, err := m.opt.Plan(ctx, c, req)
 	if err != nil {
 		return api.Plan{}, err
+	}
+	if len(p.Apps) > 0 {
+		if p.Claims, err = m.opt.Exports.Claims(ctx, p); err != nil {
+			return api.Plan{}, err
+		}
 	}
 	return *p, nil
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -107,11 +108,35 @@ func shown(r session.Remote) gateway.Session {
 }
 
 // exports is session.Exporter on a cache.
-type exports struct{ *export.Cache }
+type exports struct {
+	*export.Cache
+	resolve func(name string) (ref string, err error) // of images as profiles name them
+}
 
 func (e exports) Export(ctx context.Context, ref string, app profiles.App) (string, error) {
 	dir, _, err := e.Cache.Export(ctx, ref, app)
 	return dir, err
+}
+
+func (e exports) Claims(ctx context.Context, p *profiles.Plan) ([]profiles.Claim, error) {
+	var apps []profiles.App
+	var reports []export.Report
+	for _, app := range p.Apps {
+		ref, err := e.resolve(app.Image)
+		if err != nil {
+			return nil, err
+		}
+		_, report, err := e.Cache.Export(ctx, ref, app)
+		if errors.Is(err, orchestrator.ErrNotFound) {
+			continue // not built yet
+		}
+		if err != nil {
+			return nil, err
+		}
+		apps, reports = append(apps, app), append(reports, report)
+	}
+	bus, _ := p.Component(p.Owner("bus"))
+	return export.Claims(apps, reports, bus.Image), nil
 }
 
 func newProber(t session.Target) session.Prober { return probe.New(probe.Target(t)) }

@@ -102,7 +102,7 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 		return err
 	}
 	defer gw.Close()
-	shown := exports{&export.Cache{Dir: l.Exports(), Images: engine.Images(), Inside: session.ExportsDir, Log: log}}
+	shown := exports{&export.Cache{Dir: l.Exports(), Images: engine.Images(), Inside: session.ExportsDir, Log: log}, store.Resolve}
 	if manager, err = session.New(ctx, session.Options{Engine: engine, Images: store, Exports: shown, Layout: l, Plan: Plan, Probe: newProber,
 		Cookie: cookie, Screen: display.Screen{}, Gateway: d, Log: log, DefaultUser: cfg.Session.User, Patience: cfg.Session.Patience}); err != nil {
 		return err

@@ -397,15 +397,9 @@ func (w *writer) file(name string, data []byte) error {
 	return os.WriteFile(p, data, 0o644)
 }
 
-// Claim is a name on the session bus that several images can start.
-type Claim struct {
-	Name   string   `json:"name"`
-	Images []string `json:"images"` // the first one starts it
-}
-
 // Claims finds the names that more than one of the images can start, sorted. first is the image that the bus runs in, whose own
 // services come first; "" if it exports nothing. Of the others the order of apps decides.
-func Claims(apps []profiles.App, reports []Report, first string) []Claim {
+func Claims(apps []profiles.App, reports []Report, first string) []profiles.Claim {
 	by := map[string][]string{}
 	order := slices.Collect(func(yield func(int) bool) {
 		for _, own := range []bool{true, false} {
@@ -421,12 +415,12 @@ func Claims(apps []profiles.App, reports []Report, first string) []Claim {
 			by[s] = append(by[s], apps[i].Image)
 		}
 	}
-	var out []Claim
+	var out []profiles.Claim
 	for name, images := range by {
 		if len(images) > 1 {
-			out = append(out, Claim{name, images})
+			out = append(out, profiles.Claim{Name: name, Images: images})
 		}
 	}
-	slices.SortFunc(out, func(a, b Claim) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(out, func(a, b profiles.Claim) int { return cmp.Compare(a.Name, b.Name) })
 	return out
 }

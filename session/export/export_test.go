@@ -164,7 +164,7 @@ func TestPatterns(t *testing.T) {
 func TestClaims(t *testing.T) {
 	apps := []profiles.App{{Image: "gnome"}, {Image: "kde"}, {Image: "xfce"}}
 	reports := []Report{{Services: []string{"a.A", "b.B"}}, {Services: []string{"b.B", "c.C"}}, {Services: []string{"b.B", "a.A"}}}
-	want := []Claim{{"a.A", []string{"xfce", "gnome"}}, {"b.B", []string{"xfce", "gnome", "kde"}}}
+	want := []profiles.Claim{{Name: "a.A", Images: []string{"xfce", "gnome"}}, {Name: "b.B", Images: []string{"xfce", "gnome", "kde"}}}
 	if diff := cmp.Diff(want, Claims(apps, reports, "xfce")); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
