@@ -250,7 +250,7 @@ func (c *CLI) profilePlan() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "plan PROFILE",
 		Short:             "Show what a session of a profile would be",
-		Long:              "Resolve a profile into its components, in the order in which they can start. Nothing is started. While a daemon runs, it also shows\nthe names on the session bus that several images could start, and which one does.",
+		Long:              "Resolve a profile into its components, in the order in which they can start. Nothing is started.\n\nWhile a daemon runs, it also shows the names on the session bus that several\nimages could start, and which one does.",
 		Example:           "  berth profile plan xfce\n  berth profile plan xfce --set audio.server=none --json",
 		Args:              nargs(1, 1),
 		ValidArgsFunction: c.completeProfile,
@@ -259,7 +259,7 @@ func (c *CLI) profilePlan() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if len(plan.Apps) > 0 {
+			if len(plan.Apps) > 0 && c.Plan != nil { // a daemon's answer has them already
 				plan = c.withClaims(cmd.Context(), args[0], set, plan)
 			}
 			c.warn(plan)
