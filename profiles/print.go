@@ -78,6 +78,13 @@ func (p *Plan) Text(w io.Writer) error {
 		}
 		tw.Flush()
 	}
+	if len(p.AutostartOff) > 0 {
+		b.WriteString("\nautostart entries that are switched off, and what the session has instead\n")
+		for _, a := range p.AutostartOff {
+			fmt.Fprintf(tw, "  %s\t%s\t%s\n", clip(a.Image, 40), a.File, a.Owner)
+		}
+		tw.Flush()
+	}
 	_, err := w.Write(b.Bytes())
 	return err
 }

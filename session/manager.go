@@ -80,16 +80,17 @@ type Gateway interface {
 // for the same arguments and content, and stays as long as a session uses it.
 type Exporter interface {
 	Export(ctx context.Context, ref string, app profiles.App) (dir string, err error)
-	// Claims finds the names that several images of a plan can start on the bus, as far as the images are there.
-	Claims(ctx context.Context, p *profiles.Plan) ([]profiles.Claim, error)
+	// AutostartOff finds what the image ref, which a plan calls image, would start although the plan has it already.
+	AutostartOff(ctx context.Context, ref, image string, p *profiles.Plan) ([]profiles.AutostartOff, error)
+	// Complete adds to a plan what its images say, as far as they are there: claims, and autostart entries that are off.
+	Complete(ctx context.Context, p *profiles.Plan) error
 }
 
 // Options of New. All fields but DefaultUser and Patience are required.
 type Options struct {
-	Engine orchestrator.Engine
-	Images api.Images
-	Layout paths.Layout
-	// Exports is not asked unless a session has more than one image with applications.
+	Engine  orchestrator.Engine
+	Images  api.Images
+	Layout  paths.Layout
 	Exports Exporter
 	// Plan resolves a profile as the caller sees it.
 	Plan    func(ctx context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error)
@@ -441,10 +442,8 @@ func (m *Manager) Plan(ctx context.Context, c api.Caller, req api.UpRequest) (ap
 	if err != nil {
 		return api.Plan{}, err
 	}
-	if len(p.Apps) > 0 {
-		if p.Claims, err = m.opt.Exports.Claims(ctx, p); err != nil {
-			return api.Plan{}, err
-		}
+	if err := m.opt.Exports.Complete(ctx, p); err != nil {
+		return api.Plan{}, err
 	}
 	return *p, nil
 }

@@ -29,6 +29,7 @@ type specInput struct {
 	files   []orchestrator.Mount // of Component.Files, already written
 	tools   string               // on the host: the directory of programs that every component finds in toolsDir
 	exports []export
+	off     string // a directory inside, for XDG_CONFIG_DIRS, that switches autostart entries of the image off; "" if there are none
 	plan    *profiles.Plan
 }
 
@@ -145,6 +146,9 @@ func (in specInput) environ(c profiles.Component, expand func(string) string) []
 	}
 	for k, v := range c.Env {
 		env[k] = expand(v)
+	}
+	if in.off != "" {
+		env["XDG_CONFIG_DIRS"] = in.off + ":" + cmp.Or(env["XDG_CONFIG_DIRS"], "/etc/xdg")
 	}
 	for _, e := range in.seen(c) {
 		// An image's own come first: what is in both is started in place.

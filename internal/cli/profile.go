@@ -224,9 +224,9 @@ func (c *CLI) warn(plan api.Plan) {
 	}
 }
 
-// withClaims asks the daemon, which has the images, which of them compete for names on the bus. Without an answer the plan
-// stays as it is.
-func (c *CLI) withClaims(ctx context.Context, ref string, set []string, plan api.Plan) api.Plan {
+// withImages asks the daemon, which has the images, what they make of the plan: which of them compete for names on the bus,
+// and what they would start by themselves. Without an answer the plan stays as it is.
+func (c *CLI) withImages(ctx context.Context, ref string, set []string, plan api.Plan) api.Plan {
 	cl, err := c.client()
 	if err == nil {
 		err = ping(cl.Socket)
@@ -240,7 +240,9 @@ func (c *CLI) withClaims(ctx context.Context, ref string, set []string, plan api
 			}
 		}
 	}
-	c.note("berth: which image starts which service on the bus is shown when a daemon runs: %v", err)
+	if len(plan.Apps) > 0 {
+		c.note("berth: which image starts which service on the bus is shown when a daemon runs: %v", err)
+	}
 	return plan
 }
 
@@ -250,7 +252,7 @@ func (c *CLI) profilePlan() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "plan PROFILE",
 		Short:             "Show what a session of a profile would be",
-		Long:              "Resolve a profile into its components, in the order in which they can start. Nothing is started.\n\nWhile a daemon runs, it also shows the names on the session bus that several\nimages could start, and which one does.",
+		Long:              "Resolve a profile into its components, in the order in which they can start. Nothing is started.\n\nWhile a daemon runs, it also shows what depends on the images: the names on the\nsession bus that several could start, and which one does, and the autostart\nentries that are switched off because the session has something instead.",
 		Example:           "  berth profile plan xfce\n  berth profile plan xfce --set audio.server=none --json",
 		Args:              nargs(1, 1),
 		ValidArgsFunction: c.completeProfile,
@@ -259,8 +261,8 @@ func (c *CLI) profilePlan() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if len(plan.Apps) > 0 && c.Plan != nil { // a daemon's answer has them already
-				plan = c.withClaims(cmd.Context(), args[0], set, plan)
+			if c.Plan != nil { // else it is a daemon's answer already
+				plan = c.withImages(cmd.Context(), args[0], set, plan)
 			}
 			c.warn(plan)
 			if asJSON {
