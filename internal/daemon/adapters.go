@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -18,6 +19,8 @@ import (
 	"berth/session/api"
 	"berth/session/audio"
 	"berth/session/bus"
+	"berth/session/export"
+	"berth/session/launch"
 	"berth/session/probe"
 	"berth/session/systembus"
 )
@@ -54,7 +57,7 @@ func infrastructure(p *profiles.Profile) ([]profiles.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.Concat(d, a, bus.Components(), systembus.Components(p.SystemBus, p.Locale)), p.CheckImages(images.RecipeNames())
+	return slices.Concat(d, a, bus.Components(), systembus.Components(p.SystemBus, p.Locale), launch.Components(p.Apps)), p.CheckImages(images.RecipeNames())
 }
 
 // cookie makes the Xauthority file of a new session.
@@ -102,6 +105,38 @@ func (d *doors) Resize(ctx context.Context, name string, w, h int) (width, heigh
 func shown(r session.Remote) gateway.Session {
 	return gateway.Session{Name: r.Name, ID: r.ID, Profile: r.Profile, State: r.State, User: r.User, UID: r.UID, VNCSocket: r.VNCSocket,
 		Password: r.Password, Token: r.Token, Width: r.Width, Height: r.Height, Created: r.Created}
+}
+
+// exports is session.Exporter on a cache.
+type exports struct {
+	*export.Cache
+	resolve func(name string) (ref string, err error) // of images as profiles name them
+}
+
+func (e exports) Export(ctx context.Context, ref string, app profiles.App) (string, error) {
+	dir, _, err := e.Cache.Export(ctx, ref, app)
+	return dir, err
+}
+
+func (e exports) Claims(ctx context.Context, p *profiles.Plan) ([]profiles.Claim, error) {
+	var apps []profiles.App
+	var reports []export.Report
+	for _, app := range p.Apps {
+		ref, err := e.resolve(app.Image)
+		if err != nil {
+			return nil, err
+		}
+		_, report, err := e.Cache.Export(ctx, ref, app)
+		if errors.Is(err, orchestrator.ErrNotFound) {
+			continue // not built yet
+		}
+		if err != nil {
+			return nil, err
+		}
+		apps, reports = append(apps, app), append(reports, report)
+	}
+	bus, _ := p.Component(p.Owner("bus"))
+	return export.Claims(apps, reports, bus.Image), nil
 }
 
 func newProber(t session.Target) session.Prober { return probe.New(probe.Target(t)) }
