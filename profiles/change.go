@@ -32,17 +32,18 @@ func Change(p *Plan, set ...string) (*Plan, error) {
 	var errs Errors
 	for _, opt := range set {
 		t, bad := parseSet(opt)
-		errs = append(errs, bad...)
 		if t == nil {
+			errs = append(errs, bad...)
 			continue
 		}
-		if key, at := leaf(t); !slices.Contains(live, key) && len(bad) == 0 {
+		path, at := leaf(t)
+		if key := strings.Join(path, "."); !slices.Contains(live, key) && inSchema(path) {
 			e := at.keyErrorf("%s cannot change while a session runs; these can: %s", key, strings.Join(live, ", "))
-			e.Key, e.Suggestion = key, Nearest(key, live)
+			e.Key = key
 			errs = append(errs, e)
 			continue
 		}
-		if len(bad) == 0 {
+		if errs = append(errs, bad...); len(bad) == 0 {
 			overlay(&out.Look, &out.Locale, t)
 		}
 	}
@@ -55,17 +56,51 @@ func Change(p *Plan, set ...string) (*Plan, error) {
 	return &out, nil
 }
 
+// Changed lists the live keys in which two plans differ.
+func Changed(a, b *Plan) []string {
+	value := func(p *Plan) []any {
+		dark := "as it is"
+		if p.Look.Dark != nil {
+			dark = fmt.Sprint(*p.Look.Dark)
+		}
+		return []any{dark, p.Look.Font, p.Look.Cursor, p.Look.Icons, p.Look.Theme, p.Look.Scale, strings.Join(p.Locale.Keyboard, ",")}
+	}
+	var out []string
+	va, vb := value(a), value(b)
+	for i, k := range LiveKeys() {
+		if va[i] != vb[i] {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
 // MaxLayouts is how many keyboard layouts can be switched between (XKB protocol, section 4: four groups).
 const MaxLayouts = 4
 
 // leaf is the one key of an option's tree.
-func leaf(t *node) (string, *node) {
-	var path []string
+func leaf(t *node) (path []string, at *node) {
 	for t.kind == kindTable && len(t.keys) == 1 {
 		path = append(path, t.keys[0])
 		t = t.table[t.keys[0]]
 	}
-	return strings.Join(path, "."), t
+	return path, t
+}
+
+// inSchema tells whether there is a key of that path.
+func inSchema(path []string) bool {
+	f := schema
+	for _, k := range path {
+		switch {
+		case f.typ == tMap:
+			f = f.elem
+		case f.field(k) == nil:
+			return false
+		default:
+			f = f.field(k)
+		}
+	}
+	return true
 }
 
 // overlay lays what t has of the tables look and locale over l and loc.

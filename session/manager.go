@@ -52,6 +52,8 @@ type Screen interface {
 	// Fit is Resize to the nearest size that the display can have, which it returns.
 	Fit(ctx context.Context, socket, xauthority string, width, height, dpi int) (w, h int, err error)
 	Size(ctx context.Context, socket, xauthority string) (width, height int, err error)
+	// SetResources sets X resources beside those that are there.
+	SetResources(ctx context.Context, socket, xauthority string, values map[string]string) error
 }
 
 // Remote is what the gateway is told of a session.

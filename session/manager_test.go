@@ -40,8 +40,10 @@ type bed struct {
 	mu       sync.Mutex
 	attached map[string]int // name -> port
 	sizes    []string
-	deaf     bool // neither does the gateway let anybody in, nor does the display answer
-	ensured  []api.EnsureOptions
+	// resources are what SetResources was told, in order.
+	resources []map[string]string
+	deaf      bool // neither does the gateway let anybody in, nor does the display answer
+	ensured   []api.EnsureOptions
 }
 
 func newBed(t *testing.T, comps ...profiles.Component) *bed {
@@ -199,6 +201,13 @@ func (b *bed) Resize(_ context.Context, _, _ string, w, h, dpi int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sizes = append(b.sizes, fmt.Sprintf("%dx%d@%d", w, h, dpi))
+	return nil
+}
+
+func (b *bed) SetResources(_ context.Context, _, _ string, values map[string]string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.resources = append(b.resources, values)
 	return nil
 }
 

@@ -96,6 +96,8 @@ func (in specInput) environ(c profiles.Component, expand func(string) string) []
 		"HOME": in.id.Home, "USER": in.id.Name, "LOGNAME": in.id.Name, "SHELL": "/bin/bash", "LANG": "C.UTF-8",
 		"XDG_RUNTIME_DIR": rd, "XDG_SESSION_TYPE": "x11", "NO_AT_BRIDGE": "1", "container": "berth",
 		"BERTH_SESSION": in.session, "BERTH_COMPONENT": c.Name,
+		// Without an input method GTK would load the frontend of one and look for its daemon.
+		"GTK_IM_MODULE": "gtk-im-context-simple",
 	}
 	if in.plan.Audio.Server != "none" {
 		env["PULSE_SERVER"] = "unix:" + rd + "/pulse/native"

@@ -9,13 +9,15 @@ import (
 	"berth/profiles"
 )
 
+// inputName is the component of the input method's daemon.
+const inputName = "input-method"
+
 // addInputMethod adds the daemon of the plan's input method, from an image of its own.
 func addInputMethod(p *profiles.Plan) {
-	const name = "input-method"
-	if _, taken := p.Component(name); taken {
+	if _, taken := p.Component(inputName); taken {
 		return
 	}
-	c := profiles.Component{Name: name, Provides: []string{"input-method"}, Needs: []string{profiles.WireX11, profiles.WireBus, profiles.WireHome},
+	c := profiles.Component{Name: inputName, Provides: []string{"input-method"}, Needs: []string{profiles.WireX11, profiles.WireBus, profiles.WireHome},
 		Timeout: profiles.DefaultTimeout, Restart: profiles.RestartAlways, Optional: true, Stop: 2 * time.Second}
 	switch p.Locale.InputMethod {
 	case "fcitx5":
@@ -72,8 +74,20 @@ func fcitxFiles(p *profiles.Plan) map[string]string {
 	}
 	l.group("GroupOrder")
 	l.set("0", "Default")
-	return map[string]string{"profile": l.b.String(), "conf/xcb.conf": "Allow Overriding System XKB Settings=False\n"}
+	var ui lines // of the window of candidates
+	if p.Look.Dark != nil && *p.Look.Dark {
+		ui.set("Theme", "default-dark")
+	} else {
+		ui.set("Theme", "default")
+	}
+	ui.set("Font", p.Look.Font)
+	return map[string]string{"profile": l.b.String(), "conf/classicui.conf": ui.b.String(),
+		"conf/xcb.conf": "Allow Overriding System XKB Settings=False\n"}
 }
+
+// fcitxReload has fcitx5 read the configuration of its window anew.
+const fcitxReload = "dbus-send --session --print-reply --dest=org.fcitx.Fcitx5 /controller" +
+	" org.fcitx.Fcitx.Controller1.ReloadAddonConfig string:classicui >/dev/null\n"
 
 // ibusSettings are ibus' settings as `dconf load` reads them.
 func ibusSettings(p *profiles.Plan) string {

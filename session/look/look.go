@@ -16,7 +16,7 @@
 //	GNOME, MATE    dconf; their settings daemons are
 //	Plasma         kdeglobals and its like in the home; kded's module "gtkconfig" is
 //	LXQt           lxqt.conf and session.conf in the home; it has none
-//	Openbox        it has none; its own theme is in rc.xml
+//	Openbox        rc.xml in the home; it has none
 //
 // # What wins
 //
@@ -72,23 +72,25 @@ func lookWanted(p *profiles.Plan) bool {
 type desktop string
 
 const (
-	xfce  desktop = "xfce"
-	gnome desktop = "gnome"
-	mate  desktop = "mate"
-	kde   desktop = "kde"
-	lxqt  desktop = "lxqt"
+	xfce    desktop = "xfce"
+	gnome   desktop = "gnome"
+	mate    desktop = "mate"
+	kde     desktop = "kde"
+	lxqt    desktop = "lxqt"
+	openbox desktop = "openbox"
 )
 
 // desktops in the order in which their components are added.
-var desktops = []desktop{xfce, gnome, mate, kde, lxqt}
+var desktops = []desktop{xfce, gnome, mate, kde, lxqt, openbox}
 
 // programs by which a desktop is recognised in an image of whatever name. A trailing * stands for the rest of a name.
 var programs = map[desktop][]string{
-	xfce:  {"xfconfd", "xfce4-*", "xfwm4", "xfdesktop", "xfsettingsd", "startxfce4"},
-	gnome: {"gnome-*", "gsd-*", "metacity", "mutter", "nautilus"},
-	mate:  {"mate-*", "marco", "caja"},
-	kde:   {"plasma*", "startplasma*", "kwin*", "kded5", "kded6", "ksmserver", "krunner", "dolphin"},
-	lxqt:  {"lxqt-*", "startlxqt", "pcmanfm-qt"},
+	xfce:    {"xfconfd", "xfce4-*", "xfwm4", "xfdesktop", "xfsettingsd", "startxfce4"},
+	gnome:   {"gnome-*", "gsd-*", "metacity", "mutter", "nautilus"},
+	mate:    {"mate-*", "marco", "caja"},
+	kde:     {"plasma*", "startplasma*", "kwin*", "kded5", "kded6", "ksmserver", "krunner", "dolphin"},
+	lxqt:    {"lxqt-*", "startlxqt", "pcmanfm-qt"},
+	openbox: {"openbox"},
 }
 
 // managers are the programs that own XSETTINGS, themselves or by what they start.
@@ -221,7 +223,7 @@ func addManager(p *profiles.Plan) {
 // addWriter adds the component that writes d's settings before d's programs start.
 func addWriter(p *profiles.Plan, d desktop) {
 	who, ok := p.Component(agent(p.Components, d))
-	text := script(d, p, false)
+	text := script(d, p, p, false)
 	if _, taken := p.Component(prefix + string(d)); !ok || taken || text == "" {
 		return
 	}
@@ -293,21 +295,23 @@ type themes struct {
 }
 
 var light = map[desktop]themes{
-	"":    {gtk: "Greybird"},
-	xfce:  {gtk: "Greybird", icons: "elementary-xfce"},
-	gnome: {gtk: "Adwaita"},
-	mate:  {gtk: "Menta", icons: "menta", own: "Menta"},
-	kde:   {gtk: "Breeze", icons: "breeze", own: "BreezeLight"},
-	lxqt:  {gtk: "Breeze", icons: "breeze", own: "light"},
+	"":      {gtk: "Greybird"},
+	openbox: {gtk: "Greybird"},
+	xfce:    {gtk: "Greybird", icons: "elementary-xfce"},
+	gnome:   {gtk: "Adwaita"},
+	mate:    {gtk: "Menta", icons: "menta", own: "Menta"},
+	kde:     {gtk: "Breeze", icons: "breeze", own: "BreezeLight"},
+	lxqt:    {gtk: "Breeze", icons: "breeze", own: "light"},
 }
 
 var dark = map[desktop]themes{
-	"":    {gtk: "Greybird-dark"},
-	xfce:  {gtk: "Greybird-dark", icons: "elementary-xfce-dark"},
-	gnome: {gtk: "Adwaita-dark"},
-	mate:  {gtk: "BlackMATE", icons: "menta", own: "BlackMATE"},
-	kde:   {gtk: "Breeze", icons: "breeze-dark", own: "BreezeDark"},
-	lxqt:  {gtk: "Breeze-Dark", icons: "breeze-dark", own: "dark"},
+	"":      {gtk: "Greybird-dark"},
+	openbox: {gtk: "Greybird-dark"},
+	xfce:    {gtk: "Greybird-dark", icons: "elementary-xfce-dark"},
+	gnome:   {gtk: "Adwaita-dark"},
+	mate:    {gtk: "BlackMATE", icons: "menta", own: "BlackMATE"},
+	kde:     {gtk: "Breeze", icons: "breeze-dark", own: "BreezeDark"},
+	lxqt:    {gtk: "Breeze-Dark", icons: "breeze-dark", own: "dark"},
 }
 
 // chosen is what d shall have: what the look names, else what suits dark or light; "" where neither says anything.

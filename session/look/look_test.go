@@ -174,7 +174,7 @@ func TestNothingAskedNothingDone(t *testing.T) {
 
 // What the profile has of its own stands.
 func TestProfileWins(t *testing.T) {
-	p := plans()["openbox"]
+	p := desk("own:1", profiles.Component{Name: "panel", Command: []string{"tint2"}, Provides: []string{"panel"}})
 	p.Look.Dark, p.Locale.InputMethod = off(), "fcitx5"
 	p.Env = append(p.Env, "QT_QPA_PLATFORMTHEME=qt5ct", "GTK_IM_MODULE=xim")
 	p.Components = append(p.Components, profiles.Component{Name: "xsettings", Image: "own:1", Command: []string{"mine"}},

@@ -1,6 +1,7 @@
 package look
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -22,12 +23,15 @@ func Changes(p *profiles.Plan, keys []string) []Change {
 	var out []Change
 	q := narrowed(p, keys)
 	for _, d := range desktops {
-		if who, text := agent(p.Components, d), script(d, &q, true); who != "" && text != "" {
+		if who, text := agent(p.Components, d), script(d, &q, p, true); who != "" && text != "" {
 			out = append(out, Change{who, text + "exit $failed\n"})
 		}
 	}
-	if c, ok := p.Component(xsettingsName); ok {
+	if c, ok := p.Component(xsettingsName); ok && q.Look != (profiles.Look{}) {
 		out = append(out, Change{c.Name, tell("HUP", "xsettingsd")})
+	}
+	if c, ok := p.Component(inputName); ok && p.Locale.InputMethod == "fcitx5" && (q.Look.Dark != nil || q.Look.Font != "") {
+		out = append(out, Change{c.Name, fcitxReload})
 	}
 	return out
 }
@@ -67,16 +71,17 @@ true
 `, program, signal)
 }
 
-// script writes the look of p into d's settings; with live, it also tells d's programs. "" if there is nothing to write.
+// script writes the look of p into d's settings; with live, it also tells d's programs. "" if there is nothing to write. whole
+// is the plan of which p may be a part.
 // It is POSIX shell with awk, says on stderr what failed, and goes on: one setting that a release of the desktop does not
 // have is no reason to leave out the others. At the end $failed is 1 if anything did.
-func script(d desktop, p *profiles.Plan, live bool) string {
+func script(d desktop, p, whole *profiles.Plan, live bool) string {
 	if !lookWanted(p) {
 		return ""
 	}
 	switch d {
 	case xfce:
-		return begin(xfceScript(p))
+		return begin(xfceScript(p, whole))
 	case gnome:
 		return begin(dconfScript(gnomeKeys(p)))
 	case mate:
@@ -85,6 +90,8 @@ func script(d desktop, p *profiles.Plan, live bool) string {
 		return begin(kdeScript(p, live))
 	case lxqt:
 		return begin(lxqtScript(p))
+	case openbox:
+		return begin(openboxScript(p, live))
 	}
 	return ""
 }
@@ -101,7 +108,7 @@ func begin(script string) string {
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // xfceScript writes xfconf. Its programs follow by themselves.
-func xfceScript(p *profiles.Plan) string {
+func xfceScript(p, whole *profiles.Plan) string {
 	var b strings.Builder
 	put := func(channel, property, typ, value string) {
 		if value != "" {
@@ -110,8 +117,9 @@ func xfceScript(p *profiles.Plan) string {
 	}
 	t := chosen(p.Look, xfce)
 	put("xsettings", "/Net/ThemeName", "string", t.gtk)
-	if t.gtk != "" { // the window manager's half of a theme may be missing
-		fmt.Fprintf(&b, "[ ! -d %s ] || put xfwm4 /general/theme string %s\n", quote("/usr/share/themes/"+t.gtk+"/xfwm4"), quote(t.gtk))
+	if t.gtk != "" || p.Look.Scale != 0 { // a theme may have none of the window manager's
+		frame := frameTheme(whole)
+		fmt.Fprintf(&b, "[ ! -d %s ] || put xfwm4 /general/theme string %s\n", quote("/usr/share/themes/"+frame+"/xfwm4"), quote(frame))
 	}
 	put("xsettings", "/Net/IconThemeName", "string", t.icons)
 	if p.Look.Dark != nil {
@@ -125,13 +133,57 @@ func xfceScript(p *profiles.Plan) string {
 	if p.Look.Scale != 0 {
 		s := scaleOf(p)
 		put("xsettings", "/Gdk/WindowScalingFactor", "int", fmt.Sprint(s.window))
-		put("xsettings", "/Xft/DPI", "int", fmt.Sprint(s.unscaled()))
-		put("xsettings", "/Gtk/CursorThemeSize", "int", fmt.Sprint(s.cursor/s.window))
+		put("xsettings", "/Xft/DPI", "int", fmt.Sprint(s.dpi))
+		put("xsettings", "/Gdk/UnscaledDPI", "int", fmt.Sprint(1024*s.unscaled()))
+		put("xsettings", "/Gtk/CursorThemeSize", "int", fmt.Sprint(s.cursor))
 	}
 	if b.Len() == 0 {
 		return ""
 	}
 	return "put() {\n    xfconf-query -n -c \"$1\" -p \"$2\" -t \"$3\" -s \"$4\" || failed=1\n}\n" + b.String()
+}
+
+// frameTheme is xfwm4's theme. Frames are made of pictures, which do not grow: where text does, it is the window manager's
+// own, which has larger ones and takes GTK's colours.
+func frameTheme(p *profiles.Plan) string {
+	switch s := p.Look.Scale; {
+	case s >= 1.75:
+		return "Default-xhdpi"
+	case s >= 1.25:
+		return "Default-hdpi"
+	}
+	return cmp.Or(chosen(p.Look, xfce).gtk, light[xfce].gtk)
+}
+
+// openboxScript writes rc.xml, in a copy of the image's where the home has none.
+func openboxScript(p *profiles.Plan, live bool) string {
+	theme := chosen(p.Look, openbox).gtk
+	family, points, _ := profiles.ParseFont(p.Look.Font)
+	if theme == "" && family == "" {
+		return ""
+	}
+	if theme != "" {
+		theme = fmt.Sprintf("[ ! -d %s ] || edit \"$rc\" -v name=%s '\n", quote("/usr/share/themes/"+theme+"/openbox-3"), quote(theme)) +
+			`    /<theme>/ { inside = 1 }
+    inside && /<name>/ { sub(/<name>[^<]*/, "<name>" name); inside = 0 }
+    { print }'
+`
+	}
+	if family != "" {
+		family = fmt.Sprintf("edit \"$rc\" -v name=%s -v size=%v '\n", quote(family), points) +
+			`    /<font / { inside = 1 }
+    inside { sub(/<name>[^<]*/, "<name>" name); sub(/<size>[^<]*/, "<size>" size) }
+    /<\/font>/ { inside = 0 }
+    { print }'
+`
+	}
+	script := iniFunctions + `rc=$conf/openbox/rc.xml
+[ -f "$rc" ] || { mkdir -p "${rc%/*}" && cp /etc/xdg/openbox/rc.xml "$rc"; } || failed=1
+` + theme + family
+	if live {
+		script += "openbox --reconfigure || failed=1\n"
+	}
+	return script
 }
 
 // dconfScript loads keys, by directory, into dconf; its programs follow by themselves.
