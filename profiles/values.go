@@ -49,6 +49,7 @@ var probeKinds = map[string]struct{ arg, doc string }{
 	"wm":         {"", "a window manager owns the screen (`_NET_SUPPORTING_WM_CHECK`)"},
 	"dock":       {"", "a window of type dock is mapped"},
 	"desktop":    {"", "a window of type desktop is mapped"},
+	"painted":    {"", "the screen shows more than a background; for a shell that draws panel and wallpaper without windows"},
 	"pulse":      {"", "the Pulse server answers"},
 	"pipewire":   {"", "the PipeWire server answers"},
 	"vnc":        {"", "the VNC server greets"},

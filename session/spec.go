@@ -82,10 +82,13 @@ func needs(c profiles.Component, wire string) bool { return slices.Contains(c.Ne
 
 func (in specInput) runtimeDir() string { return "/run/user/" + strconv.Itoa(in.id.UID) }
 
-// expander replaces ${UID}, ${USER}, ${HOME}, ${RUNTIME_DIR} and ${SESSION}; any other ${...} stays for the program.
+// expander replaces ${UID}, ${USER}, ${HOME}, ${RUNTIME_DIR}, ${SESSION}, ${DISPLAY_WIDTH} and ${DISPLAY_HEIGHT}; any other
+// ${...} stays for the program.
 func (in specInput) expander() func(string) string {
+	d := in.plan.Display
 	return strings.NewReplacer("${UID}", strconv.Itoa(in.id.UID), "${USER}", in.id.Name, "${HOME}", in.id.Home,
-		"${RUNTIME_DIR}", in.runtimeDir(), "${SESSION}", in.session).Replace
+		"${RUNTIME_DIR}", in.runtimeDir(), "${SESSION}", in.session,
+		"${DISPLAY_WIDTH}", strconv.Itoa(d.Width), "${DISPLAY_HEIGHT}", strconv.Itoa(d.Height)).Replace
 }
 
 // environ is the environment of a component, sorted by name so that plans and tests are stable.

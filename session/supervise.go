@@ -187,7 +187,7 @@ func (s *session) probe(ctx context.Context, c *component) error {
 			return code, out.String(), err
 		}})
 	defer p.Close()
-	expand := specInput{session: s.name, id: s.rec.User}.expander()
+	expand := specInput{session: s.name, id: s.rec.User, plan: &s.rec.Plan}.expander()
 	for _, want := range c.Ready {
 		want.Arg = expand(want.Arg)
 		end := s.tracer.begin(c.Name, "probe")

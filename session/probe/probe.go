@@ -4,6 +4,7 @@
 //	wm         a window manager runs (_NET_SUPPORTING_WM_CHECK)
 //	dock       a panel is on the screen: a mapped window of type DOCK
 //	desktop    a mapped window of type DESKTOP
+//	painted    the screen shows more than a background
 //	bus        the session bus answers org.freedesktop.DBus.Peer.Ping
 //	bus:NAME   somebody owns NAME on the session bus
 //	system-bus, system-bus:NAME   the same on the system bus
@@ -13,8 +14,8 @@
 //	vnc        the VNC server sends its version (RFC 6143, section 7.1.1)
 //	exec:CMD   the shell command exits with 0 in the component
 //
-// All but exec wait for events: of the X server and the bus, or, for a socket that is not there yet, of inotify(7). What
-// is probed runs as the session's user and is not trusted: every protocol here reads a bounded amount and checks it.
+// All but exec and painted wait for events: of the X server and the bus, or, for a socket that is not there yet, of
+// inotify(7). What is probed runs as the session's user and is not trusted: every protocol here reads a bounded amount and checks it.
 package probe
 
 import (
@@ -61,11 +62,13 @@ func (r *Runner) Wait(ctx context.Context, p profiles.Probe) error {
 	case "x11":
 		err = r.x11(ctx)
 	case "wm":
-		err = r.screen(ctx, x11.WM)
+		err = r.condition(ctx, x11.WM)
 	case "dock":
-		err = r.screen(ctx, x11.Dock)
+		err = r.condition(ctx, x11.Dock)
 	case "desktop":
-		err = r.screen(ctx, x11.Desktop)
+		err = r.condition(ctx, x11.Desktop)
+	case "painted":
+		err = r.painted(ctx)
 	case "bus":
 		err = r.bus(ctx, sessionBus, p.Arg)
 	case "system-bus":
