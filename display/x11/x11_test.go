@@ -115,6 +115,41 @@ func TestWatcher(t *testing.T) {
 	}
 }
 
+// A window two levels below the root is found, by one who waits for it and in the list, and once.
+func TestWrappedTwice(t *testing.T) {
+	_, _, c := server(t, "xvfb")
+	w, err := c.Watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	id, err := c.MakeDock(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- w.Wait(deadline(t), x11.Dock) }()
+	if err := c.WrapTwice(deadline(t), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	wins, err := c.Windows(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	docks := 0
+	for _, win := range wins {
+		if win.ID == id && win.Is("DOCK") && win.Mapped {
+			docks++
+		}
+	}
+	if docks != 1 {
+		t.Errorf("the dock is listed %d times: %+v", docks, wins)
+	}
+}
+
 // A panel with something on it is painted at some time, one with nothing on it is not.
 func TestPainted(t *testing.T) {
 	for name, tc := range map[string]struct {
