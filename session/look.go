@@ -118,7 +118,7 @@ func (m *Manager) Set(ctx context.Context, c api.Caller, name string, req api.Se
 func (s *session) change(ctx context.Context, old, plan *profiles.Plan) error {
 	keys := profiles.Changed(old, plan)
 	changes := look.Changes(plan, keys)
-	if looks := slices.ContainsFunc(keys, func(k string) bool { return strings.HasPrefix(k, "look.") }); looks && len(changes) == 0 {
+	if looks := slices.ContainsFunc(keys, func(k string) bool { return strings.HasPrefix(k, "look.") }); looks && len(changes.Scripts) == 0 {
 		return fmt.Errorf("%w: nothing in it can change its look while it runs; a session that is started with a look can, such as: berth up %s --set look.dark=true",
 			orchestrator.ErrState, plan.Profile)
 	}
@@ -137,8 +137,8 @@ func (s *session) change(ctx context.Context, old, plan *profiles.Plan) error {
 		return err
 	}
 	errs := []error{s.setResources(ctx, plan)}
-	for _, c := range changes {
-		code, out, err := s.execIn(ctx, c.Component, []string{"sh", "-c", c.Script})
+	for _, c := range changes.Scripts {
+		code, out, err := s.execIn(ctx, c.Component, []string{"sh", "-c", c.Text})
 		switch {
 		case err != nil:
 			errs = append(errs, fmt.Errorf("component %q: %w", c.Component, err))
@@ -147,6 +147,9 @@ func (s *session) change(ctx context.Context, old, plan *profiles.Plan) error {
 		case out != "":
 			s.m.opt.Log.Info("look", "session", s.name, "component", c.Component, "output", strings.TrimSpace(out))
 		}
+	}
+	if len(changes.Messages) > 0 {
+		errs = append(errs, s.m.opt.Tell(ctx, s.wires.runtime(), changes.Messages))
 	}
 	return errors.Join(errs...)
 }

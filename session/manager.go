@@ -16,6 +16,7 @@ import (
 	"berth/orchestrator"
 	"berth/profiles"
 	"berth/session/api"
+	"berth/session/look"
 )
 
 // Labels on pods and containers.
@@ -83,9 +84,11 @@ type Options struct {
 	Images api.Images
 	Layout paths.Layout
 	// Plan resolves a profile as the caller sees it.
-	Plan    func(ctx context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error)
-	Probe   func(Target) Prober
-	Cookie  func() (file []byte, err error) // a new Xauthority file
+	Plan   func(ctx context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error)
+	Probe  func(Target) Prober
+	Cookie func() (file []byte, err error) // a new Xauthority file
+	// Tell sends messages over the session bus in a runtime directory on the host.
+	Tell    func(ctx context.Context, runtimeDir string, messages []look.Message) error
 	Screen  Screen
 	Gateway Gateway
 	Log     *slog.Logger

@@ -22,6 +22,7 @@ import (
 	"berth/orchestrator/fake"
 	"berth/profiles"
 	"berth/session/api"
+	"berth/session/look"
 )
 
 const patience = 30 * time.Second
@@ -42,6 +43,7 @@ type bed struct {
 	sizes    []string
 	// resources are what SetResources was told, in order.
 	resources []map[string]string
+	told      []look.Message
 	deaf      bool // neither does the gateway let anybody in, nor does the display answer
 	ensured   []api.EnsureOptions
 }
@@ -113,7 +115,7 @@ func (b *bed) start() {
 			return &p, nil
 		},
 		Probe:  func(Target) Prober { return prober{b.engine} },
-		Cookie: func() ([]byte, error) { return []byte("cookie"), nil }, Screen: b, Gateway: b, Patience: b.patience,
+		Cookie: func() ([]byte, error) { return []byte("cookie"), nil }, Tell: b.tell, Screen: b, Gateway: b, Patience: b.patience,
 		Log: slog.New(slog.NewTextHandler(&syncWriter{w: b.log}, nil))})
 	if err != nil {
 		b.t.Fatal(err)
@@ -208,6 +210,13 @@ func (b *bed) SetResources(_ context.Context, _, _ string, values map[string]str
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.resources = append(b.resources, values)
+	return nil
+}
+
+func (b *bed) tell(_ context.Context, runtimeDir string, messages []look.Message) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.told = append(b.told, messages...)
 	return nil
 }
 

@@ -85,10 +85,6 @@ func fcitxFiles(p *profiles.Plan) map[string]string {
 		"conf/xcb.conf": "Allow Overriding System XKB Settings=False\n"}
 }
 
-// fcitxReload has fcitx5 read the configuration of its window anew.
-const fcitxReload = "dbus-send --session --print-reply --dest=org.fcitx.Fcitx5 /controller" +
-	" org.fcitx.Fcitx.Controller1.ReloadAddonConfig string:classicui >/dev/null\n"
-
 // ibusSettings are ibus' settings as `dconf load` reads them.
 func ibusSettings(p *profiles.Plan) string {
 	layout := "xkb:us::eng"

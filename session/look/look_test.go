@@ -119,8 +119,22 @@ func TestEveryDesktop(t *testing.T) {
 			p.Locale.Keyboard = []string{"us", "de(nodeadkeys)"}
 			got := render(p)
 			got += "changes:\n"
-			for _, c := range Changes(p, []string{"look.dark", "look.font", "look.cursor", "locale.keyboard"}) {
-				got += fmt.Sprintf("  in %s:\n      %s\n", c.Component, strings.ReplaceAll(strings.TrimRight(c.Script, "\n"), "\n", "\n      "))
+			change := Changes(p, []string{"look.dark", "look.font", "look.cursor", "locale.keyboard"})
+			for _, s := range change.Scripts {
+				got += fmt.Sprintf("  in %s:\n      %s\n", s.Component, strings.ReplaceAll(strings.TrimRight(s.Text, "\n"), "\n", "\n      "))
+			}
+			for _, m := range change.Messages {
+				got += fmt.Sprintf("  on the bus: %s %s %s", m.Dest, m.Path, m.Member)
+				for _, a := range m.Args {
+					if groups, ok := a.(map[string][][]byte); ok {
+						for _, g := range slices.Sorted(maps.Keys(groups)) {
+							got += fmt.Sprintf(" [%s] %s", g, groups[g])
+						}
+						continue
+					}
+					got += fmt.Sprintf(" %v", a)
+				}
+				got += "\n"
 			}
 			golden(t, name, got)
 			checkOrder(t, p)
@@ -166,7 +180,7 @@ func TestNothingAskedNothingDone(t *testing.T) {
 		if after := fmt.Sprintf("%+v", p); after != before {
 			t.Errorf("%s was changed:\n%s\n%s", name, before, after)
 		}
-		if f, r, k, c := Files(p), Resources(p), KeyboardOf(p), Changes(p, nil); len(f)+len(r)+len(c) > 0 || k != nil {
+		if f, r, k, c := Files(p), Resources(p), KeyboardOf(p), Changes(p, nil); len(f)+len(r)+len(c.Scripts)+len(c.Messages) > 0 || k != nil {
 			t.Errorf("%s: files %v, resources %v, keyboard %v, changes %v", name, f, r, k, c)
 		}
 	}
@@ -195,11 +209,11 @@ func TestChangesLeaveAloneWhatDidNotChange(t *testing.T) {
 	p := plans()["xfce"]
 	p.Look = everything
 	c := Changes(p, []string{"look.font"})
-	if len(c) != 1 || c[0].Component != "settings" || !strings.Contains(c[0].Script, "/Gtk/FontName") ||
-		strings.Contains(c[0].Script, "Theme") || strings.Contains(c[0].Script, "DPI") {
+	if s := c.Scripts; len(s) != 1 || s[0].Component != "settings" || !strings.Contains(s[0].Text, "/Gtk/FontName") ||
+		strings.Contains(s[0].Text, "Theme") || strings.Contains(s[0].Text, "DPI") {
 		t.Errorf("changes of the font: %+v", c)
 	}
-	if c := Changes(p, []string{"locale.keyboard"}); len(c) != 0 {
+	if c := Changes(p, []string{"locale.keyboard"}); len(c.Scripts)+len(c.Messages) != 0 {
 		t.Errorf("XFCE leaves the keyboard to the X server, but: %+v", c)
 	}
 }
@@ -278,8 +292,8 @@ func TestScriptsParse(t *testing.T) {
 				scripts = append(scripts, c.Command[2])
 			}
 		}
-		for _, c := range Changes(p, profiles.LiveKeys()) {
-			scripts = append(scripts, c.Script)
+		for _, s := range Changes(p, profiles.LiveKeys()).Scripts {
+			scripts = append(scripts, s.Text)
 		}
 		for _, s := range scripts {
 			cmd := exec.Command("sh", "-n")

@@ -11,27 +11,42 @@ import (
 	"berth/profiles"
 )
 
-// Change is a shell script that tells a desktop of a running session of its new look.
+// Change is what tells the programs of a running session of its new look: scripts first, messages then.
 type Change struct {
-	Component string // in which it is run, with DISPLAY and the session bus in its environment
-	Script    string
+	Scripts  []Script
+	Messages []Message
 }
 
-// Changes are the scripts for a session with plan p whose keys, such as "look.dark", have changed. What did not change is left
-// alone: the user may have chosen something else meanwhile.
-func Changes(p *profiles.Plan, keys []string) []Change {
-	var out []Change
+// Script is run by sh in a component, with DISPLAY and the session bus in its environment.
+type Script struct{ Component, Text string }
+
+// Message is one on the session bus: a signal, or with Dest a method call. Args are values that godbus can marshal.
+type Message struct {
+	Dest, Path, Member string
+	Args               []any
+}
+
+// Changes returns what is to be done in a session with plan p whose keys, such as "look.dark", have changed. What did not
+// change is left alone: the user may have chosen something else meanwhile.
+func Changes(p *profiles.Plan, keys []string) Change {
+	var out Change
 	q := narrowed(p, keys)
 	for _, d := range desktops {
-		if who, text := agent(p.Components, d), script(d, &q, p, true); who != "" && text != "" {
-			out = append(out, Change{who, text + "exit $failed\n"})
+		who, text := agent(p.Components, d), script(d, &q, p, true)
+		if who == "" || text == "" {
+			continue
+		}
+		out.Scripts = append(out.Scripts, Script{who, text + "exit $failed\n"})
+		if d == kde {
+			out.Messages = append(out.Messages, kdeMessages(&q)...)
 		}
 	}
 	if c, ok := p.Component(xsettingsName); ok && q.Look != (profiles.Look{}) {
-		out = append(out, Change{c.Name, tell("HUP", "xsettingsd")})
+		out.Scripts = append(out.Scripts, Script{c.Name, tell("HUP", "xsettingsd")})
 	}
-	if c, ok := p.Component(inputName); ok && p.Locale.InputMethod == "fcitx5" && (q.Look.Dark != nil || q.Look.Font != "") {
-		out = append(out, Change{c.Name, fcitxReload})
+	if p.Locale.InputMethod == "fcitx5" && (q.Look.Dark != nil || q.Look.Font != "") {
+		out.Messages = append(out.Messages, Message{Dest: "org.fcitx.Fcitx5", Path: "/controller",
+			Member: "org.fcitx.Fcitx.Controller1.ReloadAddonConfig", Args: []any{"classicui"}})
 	}
 	return out
 }
@@ -87,7 +102,7 @@ func script(d desktop, p, whole *profiles.Plan, live bool) string {
 	case mate:
 		return begin(dconfScript(mateKeys(p)))
 	case kde:
-		return begin(kdeScript(p, live))
+		return begin(kdeScript(p))
 	case lxqt:
 		return begin(lxqtScript(p))
 	case openbox:
@@ -334,7 +349,7 @@ const coloursFunction = `colours() {
 `
 
 // kdeScript writes KDE's files in the home.
-func kdeScript(p *profiles.Plan, live bool) string {
+func kdeScript(p *profiles.Plan) string {
 	var b strings.Builder
 	files := kdeEntries(p)
 	if len(files) == 0 {
@@ -352,37 +367,53 @@ func kdeScript(p *profiles.Plan, live bool) string {
 			fmt.Fprintf(&b, "ini %s %s %s %s\n", file, e.group, e.key, quote(e.value))
 		}
 	}
-	if !live {
-		return b.String()
-	}
-	// KGlobalSettings::ChangeType and IconChangeType of KDE Frameworks; the receivers do not know of files.
-	signal := func(path, name string, args ...int) {
-		fmt.Fprintf(&b, "dbus-send --session --type=signal %s %s", path, name)
-		for _, a := range args {
-			fmt.Fprintf(&b, " int32:%d", a)
+	return b.String()
+}
+
+// kdeMessages tell KDE's programs of a change. Some reread what is in files when they hear of a key (KConfigWatcher), some
+// when they hear of a kind of change (KGlobalSettings::ChangeType, KIconLoader), and fonts have a signal of their own.
+func kdeMessages(p *profiles.Plan) []Message {
+	var out []Message
+	files := kdeEntries(p)
+	for _, file := range slices.Sorted(maps.Keys(files)) {
+		groups := map[string][][]byte{}
+		for _, e := range files[file] {
+			groups[e.group] = append(groups[e.group], []byte(e.key))
 		}
-		b.WriteString("\n")
+		if file == "kdeglobals" && p.Look.Dark != nil {
+			for _, g := range []string{"View", "Window", "Button", "Selection", "Tooltip", "Complementary", "Header"} {
+				groups["Colors:"+g] = [][]byte{[]byte("BackgroundNormal")}
+			}
+			groups["WM"] = append(groups["WM"], []byte("activeBackground"))
+		}
+		out = append(out, Message{Path: "/" + file, Member: "org.kde.kconfig.notify.ConfigChanged", Args: []any{groups}})
 	}
-	if scheme != "" {
-		signal("/KGlobalSettings", "org.kde.KGlobalSettings.notifyChange", 0, 0)
+	changed := func(kind int32) {
+		out = append(out, Message{Path: "/KGlobalSettings", Member: "org.kde.KGlobalSettings.notifyChange", Args: []any{kind, int32(0)}})
+	}
+	if p.Look.Dark != nil {
+		changed(0)
 	}
 	if p.Look.Font != "" {
-		signal("/KGlobalSettings", "org.kde.KGlobalSettings.notifyChange", 1, 0)
+		out = append(out, Message{Path: "/KDEPlatformTheme", Member: "org.kde.KDEPlatformTheme.refreshFonts"})
+		changed(1)
 	}
 	if chosen(p.Look, kde).icons != "" {
-		for group := range 6 {
-			signal("/KIconLoader", "org.kde.KIconLoader.iconChanged", group)
+		for group := range int32(6) {
+			out = append(out, Message{Path: "/KIconLoader", Member: "org.kde.KIconLoader.iconChanged", Args: []any{group}})
 		}
-		signal("/KGlobalSettings", "org.kde.KGlobalSettings.notifyChange", 4, 0)
+		changed(4)
 	}
 	if p.Look.Cursor != "" || p.Look.Scale != 0 {
-		signal("/KGlobalSettings", "org.kde.KGlobalSettings.notifyChange", 5, 0)
+		changed(5)
 	}
 	if len(p.Locale.Keyboard) > 0 {
-		signal("/Layouts", "org.kde.keyboard.reloadConfig")
+		out = append(out, Message{Path: "/Layouts", Member: "org.kde.keyboard.reloadConfig"})
 	}
-	b.WriteString("dbus-send --session --type=method_call --dest=org.kde.KWin /KWin org.kde.KWin.reconfigure\n")
-	return b.String()
+	if len(out) > 0 {
+		out = append(out, Message{Dest: "org.kde.KWin", Path: "/KWin", Member: "org.kde.KWin.reconfigure"})
+	}
+	return out
 }
 
 // lxqtScript writes LXQt's files in the home; its programs watch them.
