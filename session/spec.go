@@ -14,6 +14,7 @@ import (
 
 	"berth/orchestrator"
 	"berth/profiles"
+	"berth/session/look"
 )
 
 // specInput is all that containerSpec needs to know.
@@ -82,13 +83,14 @@ func needs(c profiles.Component, wire string) bool { return slices.Contains(c.Ne
 
 func (in specInput) runtimeDir() string { return "/run/user/" + strconv.Itoa(in.id.UID) }
 
-// expander replaces ${UID}, ${USER}, ${HOME}, ${RUNTIME_DIR}, ${SESSION}, ${DISPLAY_WIDTH} and ${DISPLAY_HEIGHT}; any other
-// ${...} stays for the program.
+// expander replaces ${UID}, ${USER}, ${HOME}, ${RUNTIME_DIR}, ${SESSION}, ${DISPLAY_WIDTH}, ${DISPLAY_HEIGHT} and
+// ${DISPLAY_SCALE}; any other ${...} stays for the program.
 func (in specInput) expander() func(string) string {
 	d := in.plan.Display
 	return strings.NewReplacer("${UID}", strconv.Itoa(in.id.UID), "${USER}", in.id.Name, "${HOME}", in.id.Home,
 		"${RUNTIME_DIR}", in.runtimeDir(), "${SESSION}", in.session,
-		"${DISPLAY_WIDTH}", strconv.Itoa(d.Width), "${DISPLAY_HEIGHT}", strconv.Itoa(d.Height)).Replace
+		"${DISPLAY_WIDTH}", strconv.Itoa(d.Width), "${DISPLAY_HEIGHT}", strconv.Itoa(d.Height),
+		"${DISPLAY_SCALE}", strconv.Itoa(look.MonitorScale(in.plan))).Replace
 }
 
 // environ is the environment of a component, sorted by name so that plans and tests are stable.

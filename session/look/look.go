@@ -288,6 +288,16 @@ func scaleOf(p *profiles.Plan) scaling {
 	return scaling{dpi: int(math.Round(float64(cmp.Or(p.Display.DPI, 96)) * s)), window: max(1, int(s)), cursor: max(8, int(math.Round(baseCursor*s)))}
 }
 
+// MonitorScale is the whole number by which GNOME enlarges the picture of a monitor. Mutter refuses one that leaves less than
+// 800x480 of the screen; text is enlarged by the rest.
+func MonitorScale(p *profiles.Plan) int {
+	w := scaleOf(p).window
+	for w > 1 && (p.Display.Width/w < 800 || p.Display.Height/w < 480) {
+		w--
+	}
+	return w
+}
+
 // themes are what a desktop has for light and for dark.
 type themes struct {
 	gtk, icons string

@@ -23,7 +23,7 @@ func off() *bool { v := false; return &v }
 
 // desk is a plan with the parts of a desktop of one image.
 func desk(image string, comps ...profiles.Component) *profiles.Plan {
-	p := &profiles.Plan{Profile: "desk", Display: profiles.Display{Server: "xvfb", DPI: 96}, Env: []string{"XDG_CONFIG_DIRS=/etc/xdg"},
+	p := &profiles.Plan{Profile: "desk", Display: profiles.Display{Server: "xvfb", Width: 1920, Height: 1080, DPI: 96}, Env: []string{"XDG_CONFIG_DIRS=/etc/xdg"},
 		Components: []profiles.Component{
 			{Name: "display", Image: "xvfb", Command: []string{"Xvfb"}, Provides: []string{"display"}, Needs: []string{"x11"}},
 			{Name: "bus", Image: image, Command: []string{"dbus-daemon"}, Provides: []string{"bus"}, Needs: []string{"home"}},
@@ -119,7 +119,7 @@ func TestEveryDesktop(t *testing.T) {
 			p.Locale.Keyboard = []string{"us", "de(nodeadkeys)"}
 			got := render(p)
 			got += "changes:\n"
-			change := Changes(p, []string{"look.dark", "look.font", "look.cursor", "locale.keyboard"})
+			change := Changes(p, []string{"look.dark", "look.font", "look.cursor", "look.scale", "locale.keyboard"})
 			for _, s := range change.Scripts {
 				got += fmt.Sprintf("  in %s:\n      %s\n", s.Component, strings.ReplaceAll(strings.TrimRight(s.Text, "\n"), "\n", "\n      "))
 			}
@@ -230,6 +230,19 @@ func TestScale(t *testing.T) {
 		p := &profiles.Plan{Display: profiles.Display{DPI: tc.dpi}, Look: profiles.Look{Scale: tc.scale}}
 		if got := scaleOf(p); got != tc.want {
 			t.Errorf("scale %v of %d dpi = %+v, want %+v", tc.scale, tc.dpi, got, tc.want)
+		}
+	}
+}
+
+func TestMonitorScale(t *testing.T) {
+	for _, tc := range []struct {
+		scale         float64
+		width, height int
+		want          int
+	}{{1.5, 1920, 1080, 1}, {2, 1920, 1080, 2}, {2, 1280, 800, 1}, {3, 1920, 1080, 2}, {4, 3840, 2160, 4}, {0, 1920, 1080, 1}} {
+		p := &profiles.Plan{Display: profiles.Display{Width: tc.width, Height: tc.height, DPI: 96}, Look: profiles.Look{Scale: tc.scale}}
+		if got := MonitorScale(p); got != tc.want {
+			t.Errorf("scale %v of %dx%d = %d, want %d", tc.scale, tc.width, tc.height, got, tc.want)
 		}
 	}
 }

@@ -98,7 +98,7 @@ func script(d desktop, p, whole *profiles.Plan, live bool) string {
 	case xfce:
 		return begin(xfceScript(p, whole))
 	case gnome:
-		return begin(dconfScript(gnomeKeys(p)))
+		return begin(gnomeScript(p, live))
 	case mate:
 		return begin(dconfScript(mateKeys(p)))
 	case kde:
@@ -235,6 +235,31 @@ func dconfKeys() (keys map[string][]entry, add func(dir, key, value string)) {
 	}
 }
 
+// gnomeScript writes dconf. The scale of windows is the monitor's, which Mutter is told over the bus; gjs comes with the shell.
+func gnomeScript(p *profiles.Plan, live bool) string {
+	s := dconfScript(gnomeKeys(p))
+	if live && p.Look.Scale != 0 {
+		s += fmt.Sprintf("gjs -c '%s' || failed=1\n", fmt.Sprintf(monitorScript, MonitorScale(p)))
+	}
+	return s
+}
+
+// monitorScript gives all monitors a scale (the interface org.gnome.Mutter.DisplayConfig) where Mutter runs; 1 means until the
+// session ends.
+const monitorScript = `
+const {Gio, GLib} = imports.gi;
+const bus = Gio.bus_get_sync(Gio.BusType.SESSION, null);
+const name = "org.gnome.Mutter.DisplayConfig", path = "/org/gnome/Mutter/DisplayConfig";
+const call = (to, at, member, args) => bus.call_sync(to, at, to, member, args, null, Gio.DBusCallFlags.NO_AUTO_START, -1, null).recursiveUnpack();
+const owned = call("org.freedesktop.DBus", "/", "NameHasOwner", new GLib.Variant("(s)", [name]));
+if (owned[0]) {
+    const [serial, monitors, logical] = call(name, path, "GetCurrentState", null);
+    const mode = c => monitors.find(m => m[0][0] === c)[1].find(m => m[6]["is-current"])[0];
+    const config = logical.map(([x, y, , turn, primary, of]) => [x, y, %d, turn, primary, of.map(([c]) => [c, mode(c), {}])]);
+    call(name, path, "ApplyMonitorsConfig", new GLib.Variant("(uua(iiduba(ssa{sv}))a{sv})", [serial, 1, config, {}]));
+}
+`
+
 // gnomeKeys are the schemas org.gnome.desktop.interface, .wm.preferences and .input-sources.
 func gnomeKeys(p *profiles.Plan) map[string][]entry {
 	const iface, wm, input = "org/gnome/desktop/interface", "org/gnome/desktop/wm/preferences", "org/gnome/desktop/input-sources"
@@ -255,10 +280,10 @@ func gnomeKeys(p *profiles.Plan) map[string][]entry {
 	}
 	add(iface, "cursor-theme", text(p.Look.Cursor))
 	if p.Look.Scale != 0 {
-		s := scaleOf(p)
-		add(iface, "scaling-factor", fmt.Sprintf("uint32 %d", s.window))
-		add(iface, "text-scaling-factor", decimal(p.Look.Scale/float64(s.window)))
-		add(iface, "cursor-size", fmt.Sprint(s.cursor/s.window))
+		window := MonitorScale(p)
+		add(iface, "scaling-factor", fmt.Sprintf("uint32 %d", window))
+		add(iface, "text-scaling-factor", decimal(p.Look.Scale/float64(window)))
+		add(iface, "cursor-size", fmt.Sprint(scaleOf(p).cursor/window))
 	}
 	if len(p.Locale.Keyboard) > 0 {
 		var sources []string
