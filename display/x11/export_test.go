@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 
 	"github.com/BurntSushi/xgb"
+	"github.com/BurntSushi/xgb/randr"
 	"github.com/BurntSushi/xgb/xproto"
 )
 
@@ -34,6 +35,21 @@ func (c *Conn) Destroy(ctx context.Context, id uint32) error {
 		return struct{}{}, xproto.DestroyWindowChecked(x, xproto.Window(id)).Check()
 	})
 	return err
+}
+
+// ConfigTimes returns when the output's configuration was set last, and when what can be set changed last, both in the
+// server's time.
+func (c *Conn) ConfigTimes(ctx context.Context) (set, changed uint32, err error) {
+	r, err := call(ctx, c, func(x *xgb.Conn) (*randr.GetScreenResourcesCurrentReply, error) {
+		if err := c.need(x, "RANDR"); err != nil {
+			return nil, err
+		}
+		return randr.GetScreenResourcesCurrent(x, c.screen.Root).Reply()
+	})
+	if err != nil {
+		return 0, 0, err
+	}
+	return uint32(r.Timestamp), uint32(r.ConfigTimestamp), nil
 }
 
 // WrapTwice puts a window into a window in a frame, as KWin does, lists it as a window manager would, and maps all.
