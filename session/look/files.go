@@ -16,8 +16,8 @@ func Files(p *profiles.Plan) map[string]string {
 	out := map[string]string{}
 	if lookWanted(p) {
 		out[xsettingsFile] = xsettings(p)
-		for _, dir := range []string{"gtk-3.0", "gtk-4.0"} {
-			out["xdg/"+dir+"/settings.ini"] = gtkSettings(p)
+		for version := range 2 {
+			out[fmt.Sprintf("xdg/gtk-%d.0/settings.ini", 3+version)] = gtkSettings(p, 3+version)
 		}
 		for name, text := range kdeFiles(p) {
 			out["xdg/"+name] = text
@@ -42,8 +42,12 @@ func (l *lines) set(key, value string) {
 	}
 }
 
-// gtkSettings is settings.ini of GTK 3 and 4 (the documentation of GtkSettings).
-func gtkSettings(p *profiles.Plan) string {
+// gtkSettings is settings.ini of GTK 3 or 4 (the documentation of GtkSettings).
+//
+// To prefer a dark variant is the one setting that XSETTINGS do not change in GTK: a program that has started with it stays
+// dark until it ends. So only those have it that find no theme with a dark name: GTK 4, which the desktops' themes are
+// not made for, and whoever names a theme.
+func gtkSettings(p *profiles.Plan, version int) string {
 	var l lines
 	t, s := chosen(p.Look, main(p)), scaleOf(p)
 	l.group("Settings")
@@ -55,7 +59,7 @@ func gtkSettings(p *profiles.Plan) string {
 		l.set("gtk-cursor-theme-size", fmt.Sprint(s.cursor))
 		l.set("gtk-xft-dpi", fmt.Sprint(1024*s.dpi))
 	}
-	if p.Look.Dark != nil {
+	if p.Look.Dark != nil && (version == 4 || p.Look.Theme != "") {
 		l.set("gtk-application-prefer-dark-theme", digit(*p.Look.Dark))
 	}
 	return l.b.String()
