@@ -203,6 +203,18 @@ func isTables(n *node) bool {
 	return n.kind == kindArray && len(n.list) > 0 && !slices.ContainsFunc(n.list, func(e *node) bool { return e.kind != kindTable })
 }
 
+// TOMLString writes s as a string of TOML.
+func TOMLString(s string) string { return tomlString(s) }
+
+// TOMLStrings writes list as a TOML array, on one line.
+func TOMLStrings(list []string) string {
+	parts := make([]string, len(list))
+	for i, s := range list {
+		parts[i] = tomlString(s)
+	}
+	return "[" + strings.Join(parts, ", ") + "]"
+}
+
 func tomlKey(k string) string {
 	if k != "" && strings.Trim(k, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") == "" {
 		return k
