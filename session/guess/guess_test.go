@@ -61,7 +61,7 @@ var cases = []struct {
 		x+"lightdm-xsession.desktop = "+entry("Default Xsession", "default"),
 		"usr/bin/x-session-manager -> /etc/alternatives/x-session-manager", "etc/alternatives/x-session-manager -> /usr/bin/openbox-session"),
 		img: Image{Ref: "lxde:1", Cmd: []string{"/bin/bash"}}},
-	{name: "lxde_by_rank", root: tree("usr/bin/startlxde", "usr/bin/openbox-session",
+	{name: "lxde_by_rank", root: tree("usr/bin/startlxde", "usr/bin/lxpolkit", "usr/bin/openbox-session",
 		x+"LXDE.desktop = "+entry("LXDE", "/usr/bin/startlxde"), x+"openbox.desktop = "+entry("Openbox", "/usr/bin/openbox-session")),
 		img: Image{Ref: "lxde:1"}},
 	{name: "asked_for", root: tree("usr/bin/startlxde", "usr/bin/openbox-session",

@@ -50,6 +50,14 @@ func (l *looker) write(g *Guess) string {
 		line("env      = %s", env)
 	}
 
+	if files := l.replaced(g); len(files) > 0 {
+		line("\n# An empty file takes the place of each: it would only show an error.")
+		line("[components.%s.files]", name)
+		for _, f := range files {
+			line("%s = \"\"", profiles.TOMLString(f))
+		}
+	}
+
 	if ownManager {
 		line("\n# The image's command is a single program: Berth's Openbox manages its windows.")
 		line("[components.window-manager]\nimage    = \"openbox\"\ncommand  = [\"openbox\"]\nprovides = [\"window-manager\"]\nready    = \"wm\"\nrestart  = \"always\"")
@@ -77,6 +85,24 @@ func (l *looker) write(g *Guess) string {
 		}
 	}
 	return b.String()
+}
+
+// failing are programs that desktops start and that greet the user with an error dialog in a session, with the reason.
+// There is no setting for them that could be laid over the image's.
+var failing = []struct{ program, why string }{
+	{"lxpolkit", "no polkit runs in a session"},
+}
+
+// replaced are the places of the programs that must not start.
+func (l *looker) replaced(g *Guess) []string {
+	var out []string
+	for _, f := range failing {
+		if place, ok := l.which(f.program); ok {
+			out = append(out, place)
+			g.Notes = append(g.Notes, fmt.Sprintf("%s is left out: %s", place, f.why))
+		}
+	}
+	return out
 }
 
 // environment is what the image's programs need of its environment that a session sets otherwise, as an inline table;
