@@ -22,6 +22,12 @@ var Roles = []string{"display", "vnc", "audio", "bus", "window-manager", "panel"
 var exclusive = []string{"display", "vnc", "audio", "bus", "window-manager", "desktop", "notifications", "settings",
 	"polkit-agent", "screensaver", "input-method", "system-services"}
 
+// ValidName tells whether a profile can be called so.
+func ValidName(name string) bool { return profileName(name) }
+
+// Exclusive tells whether at most one component of a session can have a role.
+func Exclusive(role string) bool { return slices.Contains(exclusive, role) }
+
 // Wires a component can need.
 const (
 	WireX11   = "x11"   // the X server; waited for

@@ -27,6 +27,7 @@ type specInput struct {
 	image   string // full reference
 	passwd  string // path on the host of the passwd file for this image
 	group   string
+	shell   string               // of the user in this image
 	files   []orchestrator.Mount // of Component.Files, already written
 	tools   string               // on the host: the directory of programs that every component finds in toolsDir
 	exports []export
@@ -117,7 +118,7 @@ func (in specInput) environ(c profiles.Component, expand func(string) string) []
 	rd := in.runtimeDir()
 	env := map[string]string{
 		"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/games",
-		"HOME": in.id.Home, "USER": in.id.Name, "LOGNAME": in.id.Name, "SHELL": "/bin/bash", "LANG": "C.UTF-8",
+		"HOME": in.id.Home, "USER": in.id.Name, "LOGNAME": in.id.Name, "SHELL": cmp.Or(in.shell, defaultShell), "LANG": "C.UTF-8",
 		"XDG_RUNTIME_DIR": rd, "XDG_SESSION_TYPE": "x11", "NO_AT_BRIDGE": "1", "container": "berth",
 		"BERTH_SESSION": in.session, "BERTH_COMPONENT": c.Name,
 		// Without an input method GTK would load the frontend of one and look for its daemon.

@@ -423,8 +423,12 @@ func (s *session) create(ctx context.Context, c *component) error {
 	if err != nil {
 		return err
 	}
+	shell, err := s.shell(passwd)
+	if err != nil {
+		return err
+	}
 	in := specInput{session: s.name, id: s.rec.User, wires: s.wires, home: s.homeSource(), image: c.ref, passwd: passwd, group: group,
-		tools: s.m.opt.Layout.Tools(), exports: s.rec.Exports, off: s.rec.Off[c.Image], plan: &s.rec.Plan}
+		shell: shell, tools: s.m.opt.Layout.Tools(), exports: s.rec.Exports, off: s.rec.Off[c.Image], plan: &s.rec.Plan}
 	if in.files, err = writeFiles(s.wires, c.Component, in.expander()); err != nil {
 		return err
 	}
@@ -459,6 +463,14 @@ func (s *session) accounts(ctx context.Context, ref string) (passwd, group strin
 	}
 	group, err = write("group", groupWith)
 	return passwd, group, err
+}
+
+// shell is the user's in a passwd of accounts.
+func (s *session) shell(passwd string) (string, error) {
+	s.mu.Lock() // another component of the same image may be writing it
+	defer s.mu.Unlock()
+	text, err := os.ReadFile(passwd)
+	return shellOf(text, s.rec.User.UID), err
 }
 
 func (s *session) remote() Remote {

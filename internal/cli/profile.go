@@ -17,12 +17,12 @@ import (
 func (c *CLI) profileCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "profile",
-		Short: "List, show and check profiles",
-		Long: "List, show and check profiles, the TOML files that say what a session is made of. They lie in\n" +
+		Short: "List, show, check and make profiles",
+		Long: "List, show, check and make profiles, the TOML files that say what a session is made of. They lie in\n" +
 			"~/.config/berth/profiles and /etc/berth/profiles, and some are built in; the first of a name counts.",
 		Example: "  berth profile ls\n  berth profile check ./duo.toml\n  berth profile plan xfce",
 	})
-	cmd.AddCommand(c.profileLs(), c.profileShow(), c.profileCheck(), c.profilePlan(), c.profileGraph())
+	cmd.AddCommand(c.profileLs(), c.profileShow(), c.profileCheck(), c.profilePlan(), c.profileGraph(), c.profileNew())
 	return cmd
 }
 

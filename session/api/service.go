@@ -55,6 +55,9 @@ type Manager interface {
 	Trace(ctx context.Context, c Caller, name string) (Trace, error)
 	// Plan resolves a profile without starting anything.
 	Plan(ctx context.Context, c Caller, req UpRequest) (Plan, error)
+	// Guess finds out how the desktop in an image is started and makes a profile of it. An image that is missing is built or
+	// pulled first. One without a desktop is ErrNotFound. progress may be nil.
+	Guess(ctx context.Context, c Caller, req GuessRequest, progress func(UpEvent)) (Guess, error)
 }
 
 // BuildOptions of Images.Build.

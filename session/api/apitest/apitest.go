@@ -437,6 +437,23 @@ func Plan(profile string) api.Plan {
 	}
 }
 
+// Guess implements api.Manager.
+func (f *Fake) Guess(ctx context.Context, _ api.Caller, req api.GuessRequest, progress func(api.UpEvent)) (api.Guess, error) {
+	if err := f.note("Guess", req.Image, req.Session, req.Profile); err != nil {
+		return api.Guess{}, err
+	}
+	progress(api.UpEvent{Message: "pulling image " + req.Image})
+	if err := f.hold(ctx); err != nil {
+		return api.Guess{}, err
+	}
+	name := cmp.Or(req.Profile, "desk")
+	return api.Guess{Image: req.Image, Reason: "it is the first", Profile: name,
+		Session: api.GuessedSession{Name: "lxde", Title: "LXDE", Command: []string{"startlxde"}, From: "/usr/share/xsessions/lxde.desktop"},
+		Others:  []api.GuessedSession{{Name: "openbox", Title: "Openbox", Command: []string{"openbox", "a b"}, From: "program /usr/bin/openbox"}},
+		Notes:   []string{"there is no dbus-daemon in the image"},
+		Source:  fmt.Sprintf("name = %q\n[components.desktop]\nimage = %q\ncommand = [\"startlxde\"]\n", name, req.Image)}, nil
+}
+
 // Images returns f as api.Images (a view, since both interfaces have a Remove).
 func (f *Fake) Images() api.Images { return images{f} }
 

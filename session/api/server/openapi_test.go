@@ -90,6 +90,7 @@ func TestSchemasAndTypesAgree(t *testing.T) {
 		"Progress": orchestrator.Progress{}, "BuildRequest": api.BuildRequest{}, "RefRequest": api.RefRequest{}, "TagRequest": api.TagRequest{},
 		"PruneResult": api.PruneResult{}, "DaemonInfo": api.DaemonInfo{}, "EngineInfo": orchestrator.Info{}, "Plan": api.Plan{},
 		"PlanApp": profiles.App{}, "PlanComponent": profiles.Component{}, "Probe": profiles.Probe{}, "PlanDisplay": profiles.Display{}, "PlanAudio": profiles.Audio{}, "PlanSystemBus": profiles.SystemBus{},
+		"GuessRequest": api.GuessRequest{}, "GuessEvent": api.GuessEvent{}, "Guess": api.Guess{}, "GuessedSession": api.GuessedSession{},
 		"PlanHome": profiles.Home{}, "PlanLook": profiles.Look{}, "PlanLocale": profiles.Locale{}, "PlanLimits": profiles.Limits{},
 	}
 	schemas := document(t).Components.Schemas
@@ -227,6 +228,10 @@ func TestConversationsKeepToTheDocument(t *testing.T) {
 	do("POST", "/v1/plan", `{"profile":"xfce"}`, 200)
 	fake.Fail["Plan"] = api.WithHint(fmt.Errorf("fake: profile \"xfce\": %w", orchestrator.ErrInvalid), "read it")
 	do("POST", "/v1/plan", `{"profile":"xfce"}`, 400)
+	do("POST", "/v1/guess", `{"image":"desk:1","session":"lxde","profile":"d"}`, 200)
+	do("POST", "/v1/guess", `{"image":""}`, 400)
+	fake.Fail["Guess"] = fmt.Errorf("image \"none:1\": desktop: %w", orchestrator.ErrNotFound)
+	do("POST", "/v1/guess", `{"image":"none:1"}`, 404)
 	do("GET", "/v1/images", "", 200)
 	do("POST", "/v1/images/build", `{"names":["xfce"],"force":true}`, 200)
 	do("POST", "/v1/images/build", `{"names":["none"]}`, 404)

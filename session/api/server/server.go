@@ -122,6 +122,7 @@ func (s *Server) routes() []Route {
 		{Method: "GET", Path: "/v1/sessions/{name}/trace", handle: s.trace},
 		{Method: "GET", Path: "/v1/events", handle: s.events},
 		{Method: "POST", Path: "/v1/plan", handle: s.plan},
+		{Method: "POST", Path: "/v1/guess", handle: s.guess},
 		{Method: "GET", Path: "/v1/images", handle: s.images},
 		{Method: "DELETE", Path: "/v1/images", root: true, handle: s.imageRemove},
 		{Method: "POST", Path: "/v1/images/build", handle: s.imageBuild},
