@@ -3,6 +3,7 @@ package test
 import (
 	"fmt"
 	"image"
+	"strings"
 	"testing"
 
 	"berth/display/x11"
@@ -37,6 +38,9 @@ func TestMATE(t *testing.T) {
 		{"matecc", "Control Center"}} {
 		inst.Exec(t, s.Name, "panel", "gtk-launch", app.id)
 		waitWindow(t, c, app.window)
+	}
+	if out := inst.Exec(t, s.Name, "panel", "notify-send", "--print-id", "A notification", "你好"); strings.TrimSpace(out) == "" {
+		t.Error("a notification has no number")
 	}
 	shot(t, s.Name, "mate-apps")
 	logOut(t, s, "panel", "mate-session-save", "--logout")
