@@ -141,8 +141,12 @@ var (
 	langName   = regexp.MustCompile(`^([a-z]{2,3}(_[A-Z]{2,3})?|C|POSIX)(\.[A-Za-z0-9-]+)?(@[A-Za-z0-9]+)?$`)
 	zoneName   = regexp.MustCompile(`^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$`)
 	layoutName = regexp.MustCompile(`^[a-z]{2,10}(\([a-zA-Z0-9_-]+\))?$`)
-	sizeText   = regexp.MustCompile(`^([0-9]{1,6})x([0-9]{1,6})$`)
-	bytesText  = regexp.MustCompile(`^([0-9]{1,12}(?:\.[0-9]{1,6})?) ?(B|KiB|MiB|GiB|TiB|kB|KB|MB|GB|TB)?$`)
+	// themeName is the name of a directory; it is written into settings of many syntaxes, so it has no special characters.
+	themeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,63}$`)
+	// fontText is a family and a size in points, as GTK writes fonts.
+	fontText  = regexp.MustCompile(`^([\pL0-9][\pL0-9 ._+-]{0,62}?) +([0-9]{1,3}(?:\.[0-9]{1,2})?)$`)
+	sizeText  = regexp.MustCompile(`^([0-9]{1,6})x([0-9]{1,6})$`)
+	bytesText = regexp.MustCompile(`^([0-9]{1,12}(?:\.[0-9]{1,6})?) ?(B|KiB|MiB|GiB|TiB|kB|KB|MB|GB|TB)?$`)
 )
 
 func isWord(limit int) func(string) bool {
@@ -201,6 +205,18 @@ func ParseBytes(s string) (int64, error) {
 	}
 	return int64(f * units[m[2]]), nil
 }
+
+// ParseFont reads a font as profiles write it, "Noto Sans 10": family and size in points.
+func ParseFont(s string) (family string, points float64, ok bool) {
+	m := fontText.FindStringSubmatch(s)
+	if m == nil {
+		return "", 0, false
+	}
+	points, err := strconv.ParseFloat(m[2], 64)
+	return m[1], points, err == nil && points >= 1
+}
+
+func isFont(s string) bool { _, _, ok := ParseFont(s); return ok }
 
 // formatBytes is the shortest exact form that ParseBytes reads.
 func formatBytes(n int64) string {

@@ -16,6 +16,7 @@ import (
 	"berth/orchestrator"
 	"berth/profiles"
 	"berth/session/api"
+	"berth/session/look"
 )
 
 // Labels on pods and containers.
@@ -52,6 +53,8 @@ type Screen interface {
 	// Fit is Resize to the nearest size that the display can have, which it returns.
 	Fit(ctx context.Context, socket, xauthority string, width, height, dpi int) (w, h int, err error)
 	Size(ctx context.Context, socket, xauthority string) (width, height int, err error)
+	// SetResources sets X resources beside those that are there.
+	SetResources(ctx context.Context, socket, xauthority string, values map[string]string) error
 }
 
 // Remote is what the gateway is told of a session.
@@ -93,9 +96,11 @@ type Options struct {
 	Layout  paths.Layout
 	Exports Exporter
 	// Plan resolves a profile as the caller sees it.
-	Plan    func(ctx context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error)
-	Probe   func(Target) Prober
-	Cookie  func() (file []byte, err error) // a new Xauthority file
+	Plan   func(ctx context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error)
+	Probe  func(Target) Prober
+	Cookie func() (file []byte, err error) // a new Xauthority file
+	// Tell sends messages over the session bus in a runtime directory on the host.
+	Tell    func(ctx context.Context, runtimeDir string, messages []look.Message) error
 	Screen  Screen
 	Gateway Gateway
 	Log     *slog.Logger

@@ -151,7 +151,7 @@ func TestContainerSpec(t *testing.T) {
 	for _, c := range []profiles.Component{
 		{Name: "display", Command: []string{"Xvfb", ":0"}, Provides: []string{"display"}, Needs: []string{"x11"}},
 		{Name: "panel", Command: []string{"xfce4-panel", "--dir=${RUNTIME_DIR}/${SESSION}"}, Provides: []string{"panel"},
-			Needs: []string{"x11", "bus", "audio", "home"}, Env: map[string]string{"A": "${HOME}/a", "B": "${B}", "SIZE": "${DISPLAY_WIDTH}x${DISPLAY_HEIGHT}"}, StopSig: "HUP"},
+			Needs: []string{"x11", "bus", "audio", "home"}, Env: map[string]string{"A": "${HOME}/a", "B": "${B}", "SIZE": "${DISPLAY_WIDTH}x${DISPLAY_HEIGHT}@${DISPLAY_SCALE}"}, StopSig: "HUP"},
 	} {
 		t.Run(c.Name, func(t *testing.T) {
 			spec, err := containerSpec(c, in)

@@ -56,8 +56,11 @@ type session struct {
 	id     string // the pod's
 	wires  wires
 	tracer *tracer
-	// What the start adds to rec (images, home, port, time) mu guards; the rest does not change.
+	// What the start adds to rec (images, home, port, time) and what Set changes (the plan's look and keyboard) mu guards; the
+	// rest does not change.
 	rec record
+	// setMu lets one Set at a time through.
+	setMu sync.Mutex
 
 	ctx    context.Context // of supervision
 	cancel context.CancelFunc

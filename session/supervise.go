@@ -207,6 +207,12 @@ func (s *session) probe(ctx context.Context, c *component) error {
 			if err := s.m.opt.Screen.Resize(ctx, s.wires.xsocket(), s.wires.xauthority(), w, h, s.rec.Plan.Display.DPI); err != nil {
 				return fmt.Errorf("size %dx%d: %w", w, h, err)
 			}
+			s.mu.Lock()
+			plan := s.rec.Plan
+			s.mu.Unlock()
+			if err := s.dressDisplay(ctx, &plan); err != nil {
+				return err
+			}
 		}
 		end(want.String())
 	}

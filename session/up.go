@@ -191,6 +191,9 @@ func (s *session) start(ctx context.Context, caller api.Caller, undo *revert.Sta
 		if err := s.wires.lay(gctx, s.rec.User, s.name, cookie, s.rec.Plan.Apps); err != nil {
 			return err
 		}
+		if err := s.wires.layLook(&s.rec.Plan); err != nil {
+			return err
+		}
 		return s.claimHome()
 	})
 	g.Go(func() error {

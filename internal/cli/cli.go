@@ -290,7 +290,7 @@ func (c *CLI) rootCommand() *cobra.Command {
 		}
 	}
 	add(groupSessions, c.upCommand(), c.lsCommand(), c.showCommand(), c.stopCommand(), c.rmCommand(), c.logsCommand(), c.execCommand(),
-		c.eventsCommand(), c.shotCommand(), c.openCommand(), c.traceCommand())
+		c.eventsCommand(), c.shotCommand(), c.openCommand(), c.setCommand(), c.traceCommand())
 	add(groupParts, c.profileCommand(), c.imageCommand())
 	add(groupSystem, c.daemonCommand(), c.doctorCommand(), c.versionCommand(), c.completionCommand())
 	help := &cobra.Command{

@@ -613,7 +613,7 @@ func TestContractIsThere(t *testing.T) {
 	for _, cmd := range commands(t) {
 		have[cmd.CommandPath()] = true
 	}
-	for _, want := range strings.Split("up ls show stop rm logs exec events shot open trace profile/ls profile/show profile/check profile/plan profile/graph "+
+	for _, want := range strings.Split("up ls show stop rm logs exec events shot open set trace profile/ls profile/show profile/check profile/plan profile/graph "+
 		"image/ls image/build image/pull image/push image/import image/export image/tag image/rm image/prune daemon doctor version completion", " ") {
 		if path := "berth " + strings.ReplaceAll(want, "/", " "); !have[path] {
 			t.Errorf("command %q is missing", path)

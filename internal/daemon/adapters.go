@@ -22,6 +22,7 @@ import (
 	"berth/session/bus"
 	"berth/session/export"
 	"berth/session/launch"
+	"berth/session/look"
 	"berth/session/probe"
 	"berth/session/systembus"
 )
@@ -31,12 +32,20 @@ import (
 func Plan(_ context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error) {
 	src := profiles.StandardSources(c.Home, c.UID, assets.Profiles)
 	if req.Source != "" {
-		return profiles.ResolveText(req.Profile, []byte(req.Source), src, req.Set, infrastructure)
+		return dressed(profiles.ResolveText(req.Profile, []byte(req.Source), src, req.Set, infrastructure))
 	}
 	if strings.ContainsRune(req.Profile, '/') || strings.HasSuffix(req.Profile, ".toml") {
 		return nil, fmt.Errorf("profile %q: %w: a file is sent with its text", req.Profile, orchestrator.ErrInvalid)
 	}
-	return profiles.Resolve(req.Profile, src, req.Set, infrastructure)
+	return dressed(profiles.Resolve(req.Profile, src, req.Set, infrastructure))
+}
+
+// dressed adds to a plan what its look and locale need.
+func dressed(p *profiles.Plan, err error) (*profiles.Plan, error) {
+	if err == nil {
+		look.Extend(p)
+	}
+	return p, err
 }
 
 // PlanHere is Plan for the user of this process, without a daemon: what one would answer, whatever $HOME says.

@@ -204,6 +204,11 @@ type ResizeRequest struct {
 	Nearest bool `json:"nearest,omitempty"`
 }
 
+// SetRequest changes keys of a running session's profile.
+type SetRequest struct {
+	Set []string `json:"set"` // KEY=VALUE, as in UpRequest
+}
+
 // BuildRequest builds built-in recipes.
 type BuildRequest struct {
 	Names []string `json:"names"`

@@ -363,6 +363,17 @@ func (f *Fake) Resize(_ context.Context, c api.Caller, name string, req api.Resi
 	return size, f.note("Resize", name, req.Width, req.Height)
 }
 
+// Set implements api.Manager; it remembers the options and refuses what no session can change.
+func (f *Fake) Set(_ context.Context, c api.Caller, name string, req api.SetRequest) error {
+	if _, err := f.find(c, name); err != nil {
+		return err
+	}
+	if _, err := profiles.Change(&profiles.Plan{}, req.Set...); err != nil {
+		return err
+	}
+	return f.note("Set", name, strings.Join(req.Set, " "))
+}
+
 // Trace implements api.Manager.
 func (f *Fake) Trace(_ context.Context, c api.Caller, name string) (api.Trace, error) {
 	if _, err := f.find(c, name); err != nil {
