@@ -31,6 +31,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"time"
 )
 
@@ -115,6 +116,9 @@ type Images interface {
 	// ReadFile returns a regular file of the image's root file system, following symbolic links inside the image only.
 	// At most 16 MiB. A missing one is ErrNotFound.
 	ReadFile(ctx context.Context, ref, path string) ([]byte, error)
+	// View calls visit with the image's root file system, which is read-only and valid until visit returns. Links are
+	// resolved inside the image only; fs.Lstat and fs.ReadLink see the links themselves. View returns visit's error.
+	View(ctx context.Context, ref string, visit func(root fs.FS) error) error
 }
 
 // TransferOptions apply to Pull, Push and Import.

@@ -306,15 +306,7 @@ func newProfile(t *node, chain []document) *Profile {
 		}
 	}
 	p.Env = t.get("env").stringMap()
-	if apps := t.get("apps"); apps.good() {
-		for _, a := range apps.list {
-			app := App{Image: a.text("", "image"), Export: a.strings("export")}
-			if app.Export == nil {
-				app.Export = []string{"*"}
-			}
-			p.Apps = append(p.Apps, app)
-		}
-	}
+	p.Apps = apps(t)
 	return p
 }
 

@@ -108,8 +108,12 @@ image = "kde"
 		Locale: Locale{Lang: "zh_CN.UTF-8", Timezone: "Asia/Shanghai", Keyboard: []string{"us", "cn"}, InputMethod: "fcitx5"},
 		Limits: Limits{CPUs: 2, Memory: 4 << 30, PIDs: 1000},
 		Env:    []string{"A=1", "B=2"},
-		Apps:   []App{{Image: "gnome", Export: []string{"org.gnome.*"}}, {Image: "kde", Export: []string{"*"}}},
-		Unused: []string{"apps"},
+		Apps: []App{
+			{Image: "gnome", Export: []string{"org.gnome.*"}, Component: "apps-gnome", Idle: 10 * time.Minute},
+			{Image: "kde", Export: []string{"*"}, Component: "apps-kde", Idle: 10 * time.Minute},
+			// Not listed, but the panel is made of it.
+			{Image: "openbox", Export: []string{"*"}, Component: "apps-openbox", Idle: 10 * time.Minute},
+		},
 	}
 	plan := mustBuild(t, text)
 	if diff := cmp.Diff(want, plan, cmpopts.IgnoreFields(Plan{}, "Components")); diff != "" {

@@ -197,10 +197,18 @@ var schema = &field{typ: tTable, fields: []*field{
 	}},
 	{name: "env", typ: tMap, doc: "Environment variables of every component.", key: checkEnvName, elem: &field{check: noCheck}},
 	{name: "components", typ: tMap, doc: "The containers of the session, by name.", key: checkComponentName, elem: componentSchema, most: maxComponents},
-	{name: "apps", typ: tTables, later: true, doc: "Applications of further images, shown in every menu.", fields: []*field{
+	{name: "apps", typ: tTables, doc: "Applications of further images, shown in every menu.", fields: []*field{
 		{name: "image", doc: "The image.", check: func(n *node) *problem { return checkImage(n.str) }},
 		{name: "export", typ: tStrings, doc: "Patterns of the names of `.desktop` files, without the suffix; `*` for all.",
 			def: `["*"]`, check: checkPattern},
+		{name: "idle", doc: "How long the container of these applications goes on without any of them running; `0s` for ever.", def: "10m",
+			check: failing(func(s string) error {
+				if s == "0s" {
+					return nil
+				}
+				_, err := parseDuration(s)
+				return err
+			})},
 	}},
 }}
 

@@ -45,7 +45,7 @@ const (
 
 // probeKinds are the kinds of probes, with what each takes as its argument and when it holds.
 var probeKinds = map[string]struct{ arg, doc string }{
-	"x11":        {"", "the X server answers a client that has the session's cookie"},
+	"x11":        {"", "the X server answers a client that has the session's cookie; this and the others that look at a screen take the number of a display inside the session, `x11:1`"},
 	"wm":         {"", "a window manager owns the screen (`_NET_SUPPORTING_WM_CHECK`)"},
 	"dock":       {"", "a window of type dock is mapped"},
 	"desktop":    {"", "a window of type desktop is mapped"},
@@ -59,6 +59,9 @@ var probeKinds = map[string]struct{ arg, doc string }{
 	"socket":     {"PATH", "the Unix socket accepts a connection"},
 	"exec":       {"CMD", "the command, run in the component, ends with 0"},
 }
+
+// ofDisplays are the kinds that look at a screen: that of the session, or with ":1" that of an X server inside it.
+var ofDisplays = []string{"x11", "wm", "dock", "desktop", "painted"}
 
 func probeNames() []string {
 	var out []string
@@ -103,6 +106,11 @@ func parseProbe(s string) (Probe, *problem) {
 			near += ":" + arg
 		}
 		return Probe{}, &problem{fmt.Sprintf("unknown probe %s (known: %s)", quote(s), strings.Join(probeNames(), ", ")), near}
+	case slices.Contains(ofDisplays, k) && has:
+		if n, err := strconv.Atoi(arg); err != nil || n < 1 || n > 9 || strconv.Itoa(n) != arg {
+			return Probe{}, &problem{fmt.Sprintf("probe %q takes the number of a display within the session, 1 to 9", k), ""}
+		}
+		return Probe{k, arg}, nil
 	case want == "" && has:
 		return Probe{}, &problem{fmt.Sprintf("probe %q takes no argument", k), k}
 	case (k == "bus" || k == "system-bus") && !has:

@@ -107,7 +107,7 @@ func newBed(t *testing.T, comps ...profiles.Component) *bed {
 func (b *bed) start() {
 	b.t.Helper()
 	var err error
-	b.m, err = New(context.Background(), Options{Engine: b.engine.Connect(), Images: imagesAsNamed{b: b}, Layout: b.layout,
+	b.m, err = New(context.Background(), Options{Engine: b.engine.Connect(), Images: imagesAsNamed{b: b}, Layout: b.layout, Exports: exporter{filepath.Join(b.layout.State, "exports")},
 		Plan: func(context.Context, api.Caller, api.UpRequest) (*profiles.Plan, error) {
 			b.mu.Lock()
 			defer b.mu.Unlock()
@@ -898,7 +898,7 @@ func TestUnfinishedStartIsClearedAway(t *testing.T) {
 		Labels: map[string]string{labelKind: kindSession, labelSession: "duo"}}); err != nil {
 		t.Fatal(err)
 	}
-	if err := (wires{b.layout.Session("duo")}).lay(context.Background(), Identity{UID: 1000, GID: 1000}, "duo", nil); err != nil {
+	if err := (wires{b.layout.Session("duo")}).lay(context.Background(), Identity{UID: 1000, GID: 1000}, "duo", nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	b.start()

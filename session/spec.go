@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"net/netip"
@@ -28,12 +29,27 @@ type specInput struct {
 	group   string
 	files   []orchestrator.Mount // of Component.Files, already written
 	tools   string               // on the host: the directory of programs that every component finds in toolsDir
+	exports []export
+	off     string // a directory inside, for XDG_CONFIG_DIRS, that switches autostart entries of the image off; "" if there are none
 	plan    *profiles.Plan
 }
 
 // toolsDir is where Berth's own static programs lie in every container, whatever its image: mounted, not copied, so that
 // they cost a session nothing and are those of the running daemon's installation.
 const toolsDir = "/run/berth/bin"
+
+// ExportsDir is where components find what other images show them, each in a directory called like the component that runs
+// its programs.
+const ExportsDir = "/run/berth/exports"
+
+// seen are the exports that component c finds: those of all images but its own, if it shows menus, opens files or starts
+// services, which is to say, if it is on the display or is the bus.
+func (in specInput) seen(c profiles.Component) []export {
+	if !needs(c, profiles.WireX11) && !slices.Contains(c.Provides, "bus") {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(in.exports), func(e export) bool { return e.Image == c.Image })
+}
 
 // containerSpec turns a component of a plan into what the engine runs. It is pure.
 func containerSpec(c profiles.Component, in specInput) (orchestrator.ContainerSpec, error) {
@@ -58,6 +74,9 @@ func containerSpec(c profiles.Component, in specInput) (orchestrator.ContainerSp
 	}
 	for _, f := range []string{"hosts", "hostname", "resolv.conf", "machine-id"} {
 		mounts = append(mounts, orchestrator.Mount{Source: filepath.Join(in.wires.etc(), f), Target: "/etc/" + f, ReadOnly: true})
+	}
+	for _, e := range in.seen(c) {
+		mounts = append(mounts, orchestrator.Mount{Source: e.Dir, Target: ExportsDir + "/" + e.Component, ReadOnly: true})
 	}
 	if in.plan.SystemBus.Kind == "stub" {
 		mounts = append(mounts, orchestrator.Mount{Source: in.wires.systemd(), Target: "/run/systemd", ReadOnly: true})
@@ -131,6 +150,13 @@ func (in specInput) environ(c profiles.Component, expand func(string) string) []
 	}
 	for k, v := range c.Env {
 		env[k] = expand(v)
+	}
+	if in.off != "" {
+		env["XDG_CONFIG_DIRS"] = in.off + ":" + cmp.Or(env["XDG_CONFIG_DIRS"], "/etc/xdg")
+	}
+	for _, e := range in.seen(c) {
+		// An image's own come first: what is in both is started in place.
+		env["XDG_DATA_DIRS"] = cmp.Or(env["XDG_DATA_DIRS"], "/usr/local/share:/usr/share") + ":" + ExportsDir + "/" + e.Component + "/share"
 	}
 	out := make([]string, 0, len(env))
 	for k, v := range env {

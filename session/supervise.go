@@ -14,6 +14,10 @@ import (
 // supervise runs component c until the session ends or the component has ended for good. adopted > 0 is the process of
 // a container that was running before this daemon: it counts as ready.
 func (s *session) supervise(c *component, adopted int) {
+	if c.OnDemand {
+		s.superviseOnDemand(c, adopted)
+		return
+	}
 	ctx := s.ctx
 	attempts := 0
 	for ctx.Err() == nil {
@@ -148,7 +152,7 @@ func (s *session) runOnce(ctx context.Context, c *component) (pid int, ready boo
 	}
 	s.noteComponent(c, compReady, func() {
 		c.err = nil
-		if c.ready == 0 {
+		if c.ready == 0 && !c.OnDemand {
 			c.ready = time.Since(s.rec.Created)
 		}
 	})

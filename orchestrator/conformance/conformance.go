@@ -64,6 +64,7 @@ func Run(t *testing.T, factory func(t *testing.T) Host) {
 		{"info", (*suite).info},
 		{"images", (*suite).images},
 		{"image_in_use", (*suite).imageInUse},
+		{"image_view", (*suite).imageView},
 		{"image_rebuilt", (*suite).imageRebuilt},
 		{"pod", (*suite).pod},
 		{"pod_names", (*suite).podNames},

@@ -62,6 +62,7 @@ type file struct {
 	name string
 	mode int64
 	data []byte
+	link string // of a symbolic link, its target
 }
 
 func buildArchive(program []byte, ref, release string) ([]byte, error) {
@@ -70,6 +71,9 @@ func buildArchive(program []byte, ref, release string) ([]byte, error) {
 		{name: "etc/release", mode: 0o644, data: []byte("base\n")},
 		{name: "bin/toolbox", mode: 0o755, data: program},
 		{name: "bin/notexec", mode: 0o644, data: []byte("not executable\n")},
+		// Links that a host would follow to its own files.
+		{name: "etc/absolute", mode: 0o777, link: "/etc/release"},
+		{name: "etc/outside", mode: 0o777, link: "../../../etc/release"},
 	})
 	if err != nil {
 		return nil, err
@@ -131,6 +135,9 @@ func tarball(files []file) ([]byte, error) {
 		h := &tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.data)), Typeflag: tar.TypeReg, Format: tar.FormatUSTAR}
 		if f.name[len(f.name)-1] == '/' {
 			h.Typeflag = tar.TypeDir
+		}
+		if f.link != "" {
+			h.Typeflag, h.Linkname = tar.TypeSymlink, f.link
 		}
 		if err := w.WriteHeader(h); err != nil {
 			return nil, err

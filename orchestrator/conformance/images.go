@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
+	"path"
 	"slices"
 	"testing"
 
@@ -93,6 +95,7 @@ func (s *suite) images(t *testing.T) {
 	wantClass(t, "get of a missing image", err, orchestrator.ErrNotFound)
 	_, err = im.ReadFile(ctx, missing, "/etc/release")
 	wantClass(t, "file of a missing image", err, orchestrator.ErrNotFound)
+	wantClass(t, "view of a missing image", im.View(ctx, missing, func(fs.FS) error { return nil }), orchestrator.ErrNotFound)
 	_, err = im.ReadFile(ctx, s.Image, "/etc/missing")
 	wantClass(t, "missing file", err, orchestrator.ErrNotFound)
 	wantClass(t, "tag of a missing image", im.Tag(ctx, missing, other), orchestrator.ErrNotFound)
@@ -123,6 +126,47 @@ func (s *suite) fileIs(t *testing.T, ref, path, want string) {
 	t.Helper()
 	if got, err := s.Engine.Images().ReadFile(t.Context(), ref, path); err != nil || string(got) != want {
 		t.Errorf("image %q: file %q: got %q, %v, want %q", ref, path, got, err, want)
+	}
+}
+
+// A view shows the image's files, and links lead nowhere else.
+func (s *suite) imageView(t *testing.T) {
+	errSeen := errors.New("the visitor's own")
+	err := s.Engine.Images().View(t.Context(), s.Image, func(root fs.FS) error {
+		for _, name := range []string{"etc/release", "etc/absolute", "etc/outside"} {
+			if data, err := fs.ReadFile(root, name); err != nil || string(data) != "top\n" {
+				t.Errorf("file %q: %q, %v", name, data, err)
+			}
+		}
+		if _, err := fs.Stat(root, "etc/missing"); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("missing file: %v", err)
+		}
+		kinds := map[string]fs.FileMode{}
+		err := fs.WalkDir(root, ".", func(name string, e fs.DirEntry, err error) error {
+			if err != nil || e.IsDir() {
+				return err
+			}
+			info, err := e.Info()
+			if err != nil {
+				return err
+			}
+			kinds[name] = info.Mode().Type()
+			return nil
+		})
+		if err != nil {
+			t.Errorf("walk: %v", err)
+		}
+		want := map[string]fs.FileMode{"bin/toolbox": 0, "bin/notexec": 0, "etc/release": 0, "etc/absolute": fs.ModeSymlink, "etc/outside": fs.ModeSymlink}
+		if diff := cmp.Diff(want, kinds); diff != "" {
+			t.Errorf("files (-want +got):\n%s", diff)
+		}
+		if to, err := fs.ReadLink(root, "etc/outside"); err != nil || path.Clean(to) != "../../../etc/release" && to != "../etc/release" {
+			t.Errorf("link: %q, %v", to, err)
+		}
+		return errSeen
+	})
+	if !errors.Is(err, errSeen) {
+		t.Errorf("got %v, want the visitor's error", err)
 	}
 }
 

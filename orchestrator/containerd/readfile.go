@@ -59,10 +59,20 @@ func (s *images) ReadFile(ctx context.Context, ref, name string) ([]byte, error)
 	return data, nil
 }
 
-// readSnapshotFile reads one file through a view of the image's top layer, which is unpacked first where that is missing.
-func (s *images) readSnapshotFile(ctx context.Context, ref string, f *facts, name string) ([]byte, error) {
+// readSnapshotFile reads one file through a view of the image's top layer.
+func (s *images) readSnapshotFile(ctx context.Context, ref string, f *facts, name string) (data []byte, err error) {
+	err = s.viewSnapshot(ctx, ref, f, func(root int) error {
+		data, err = readBelow(root, name)
+		return err
+	})
+	return data, err
+}
+
+// viewSnapshot calls visit with a directory, the root of a view of the image's top layer, which is unpacked first where that
+// is missing. The view is read-only and mounted in a mount namespace of its own.
+func (s *images) viewSnapshot(ctx context.Context, ref string, f *facts, visit func(root int) error) error {
 	if len(f.chains) == 0 {
-		return nil, orchestrator.ErrNotFound // an image without layers has no files
+		return orchestrator.ErrNotFound // an image without layers has no files
 	}
 	sn := s.client.SnapshotService(s.snapshotter)
 	for try, unpacked := 0, false; ; try++ {
@@ -72,15 +82,15 @@ func (s *images) readSnapshotFile(ctx context.Context, ref string, f *facts, nam
 		mounts, err := sn.View(ctx, key, f.chains[len(f.chains)-1])
 		if errdefs.IsNotFound(err) && !unpacked {
 			if err := unpack(ctx, s.client, s.snapshotter, ref); err != nil {
-				return nil, err
+				return err
 			}
 			unpacked = true
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
-		data, err := readMounted(mounts, name)
+		err = visitMounted(mounts, visit)
 		removeErr := sn.Remove(context.WithoutCancel(ctx), key)
 		if errdefs.IsNotFound(removeErr) {
 			if try < 3 && errors.Is(err, errNotMounted) {
@@ -88,38 +98,43 @@ func (s *images) readSnapshotFile(ctx context.Context, ref string, f *facts, nam
 			}
 			removeErr = nil
 		}
-		return data, errors.Join(err, removeErr)
+		return errors.Join(err, removeErr)
 	}
 }
 
 // errNotMounted tells failures to mount from those to read.
 var errNotMounted = errors.New("cannot mount")
 
-// readMounted mounts mounts in a throw-away mount namespace and reads name, an absolute clean path, below them.
-func readMounted(mounts []mount.Mount, name string) ([]byte, error) {
+// visitMounted mounts mounts in a throw-away mount namespace and calls visit with the directory they are mounted on, opened
+// with O_PATH: it leads to the mount from every thread.
+func visitMounted(mounts []mount.Mount, visit func(root int) error) error {
 	dir, err := os.MkdirTemp("", "berth-view-")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer os.Remove(dir)
-	var data []byte
 	onOwnThread(func() {
-		data, err = func() ([]byte, error) {
+		err = func() error {
 			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-				return nil, fmt.Errorf("%w: unshare mount namespace: %w", orchestrator.ErrUnavailable, err)
+				return fmt.Errorf("%w: unshare mount namespace: %w", orchestrator.ErrUnavailable, err)
 			}
 			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-				return nil, fmt.Errorf("make mounts private: %w", err)
+				return fmt.Errorf("make mounts private: %w", err)
 			}
 			for _, m := range mounts {
 				if err := mountHere(m, dir); err != nil {
-					return nil, fmt.Errorf("%w %s: %w", errNotMounted, m.Type, err)
+					return fmt.Errorf("%w %s: %w", errNotMounted, m.Type, err)
 				}
 			}
-			return readBelow(dir, name)
+			root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return &os.PathError{Op: "open", Path: dir, Err: err}
+			}
+			defer unix.Close(root)
+			return visit(root)
 		}()
 	})
-	return data, err
+	return err
 }
 
 // onOwnThread runs fn on a thread that ends with it, so that fn may change what belongs to a thread. The process's
@@ -197,32 +212,15 @@ func commonDir(paths []string) string {
 	return base
 }
 
-// readBelow reads the regular file called name below root, resolving links as if root were "/".
-func readBelow(root, name string) ([]byte, error) {
-	dirfd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+// readBelow reads the regular file called name below the directory root, resolving links as if root were "/".
+func readBelow(root int, name string) ([]byte, error) {
+	f, err := openBelow(root, name)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: root, Err: err}
+		return nil, err
 	}
-	defer unix.Close(dirfd)
-	// O_NONBLOCK: an image may hold a FIFO under any name.
-	how := unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	}
-	fd, err := unix.Openat2(dirfd, name, &how)
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENXIO),
-		errors.Is(err, unix.ENAMETOOLONG):
-		return nil, orchestrator.ErrNotFound
-	case errors.Is(err, unix.ENOSYS):
-		return nil, fmt.Errorf("%w: the kernel lacks openat2, Linux 5.6 or later has it", orchestrator.ErrUnavailable)
-	case err != nil:
-		return nil, &os.PathError{Op: "open", Path: name, Err: err}
-	}
-	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, &os.PathError{Op: "stat", Path: name, Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
@@ -232,6 +230,30 @@ func readBelow(root, name string) ([]byte, error) {
 		return nil, fmt.Errorf("%d bytes, more than the %d allowed: %w", st.Size, maxReadFile, orchestrator.ErrInvalid)
 	}
 	return io.ReadAll(io.LimitReader(f, maxReadFile))
+}
+
+// openBelow opens name below the directory root by openat2(2), so that neither links nor ".." lead out of it.
+func openBelow(root int, name string) (*os.File, error) {
+	// O_NONBLOCK: an image may hold a FIFO under any name.
+	how := unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	for {
+		fd, err := unix.Openat2(root, name, &how)
+		switch {
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR): // openat2(2): something was renamed on the way
+			continue
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENXIO),
+			errors.Is(err, unix.ENAMETOOLONG):
+			return nil, orchestrator.ErrNotFound
+		case errors.Is(err, unix.ENOSYS):
+			return nil, fmt.Errorf("%w: the kernel lacks openat2, Linux 5.6 or later has it", orchestrator.ErrUnavailable)
+		case err != nil:
+			return nil, &os.PathError{Op: "open", Path: name, Err: err}
+		}
+		return os.NewFile(uintptr(fd), name), nil
+	}
 }
 
 // fileCache keeps the files read last, up to a number of bytes. Keys hold the image's digest, so entries never age.

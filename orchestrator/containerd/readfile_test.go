@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"berth/orchestrator"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
 
@@ -48,6 +50,11 @@ func TestReadBelow(t *testing.T) {
 	} else if err := errors.Join(f.Truncate(maxReadFile+1), f.Close()); err != nil {
 		t.Fatal(err)
 	}
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(dir)
 	for _, tt := range []struct {
 		name, want string
 		err        error
@@ -68,14 +75,14 @@ func TestReadBelow(t *testing.T) {
 		{"/fifo", "", orchestrator.ErrInvalid},
 		{"/big", "", orchestrator.ErrInvalid},
 	} {
-		got, err := readBelow(root, tt.name)
+		got, err := readBelow(dir, tt.name)
 		if string(got) != tt.want || !errors.Is(err, tt.err) {
 			t.Errorf("readBelow(%q) = %q, %v; want %q, %v", tt.name, got, err, tt.want, tt.err)
 		}
 	}
 }
 
-func TestReadMounted(t *testing.T) {
+func TestVisitMounted(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to mount")
 	}
@@ -94,26 +101,39 @@ func TestReadMounted(t *testing.T) {
 		}
 		lower += dir
 	}
-	before, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
+	// Others mount things too; those of a view are on a directory of its own.
+	views := func() (out []string) {
+		data, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for l := range strings.Lines(string(data)) {
+			if strings.Contains(l, "/berth-view-") {
+				out = append(out, l)
+			}
+		}
+		return out
+	}
+	before := views()
+	readMounted := func(mounts []mount.Mount, name string) (data []byte, err error) {
+		err = visitMounted(mounts, func(root int) error {
+			data, err = readBelow(root, name)
+			return err
+		})
+		return data, err
 	}
 	for range 3 {
 		got, err := readMounted([]mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{"index=off", lower}}}, "/top")
 		if err != nil || string(got) != "0" {
-			t.Fatalf("readMounted overlay = %q, %v; want the top layer's", got, err)
+			t.Fatalf("visitMounted overlay = %q, %v; want the top layer's", got, err)
 		}
 	}
 	got, err := readMounted([]mount.Mount{{Type: "bind", Source: filepath.Join(base, fmt.Sprintf("%090d", 7), "fs"), Options: []string{"ro", "rbind"}}}, "/top")
 	if err != nil || string(got) != "7" {
-		t.Errorf("readMounted bind = %q, %v", got, err)
+		t.Errorf("visitMounted bind = %q, %v", got, err)
 	}
-	after, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(before) != string(after) {
-		t.Errorf("mounts have changed; before:\n%s\nafter:\n%s", before, after)
+	if diff := cmp.Diff(before, views()); diff != "" {
+		t.Errorf("mounts have changed (-before +after):\n%s", diff)
 	}
 }
 

@@ -10,10 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"path"
 	"slices"
 	"strings"
+	"testing/fstest"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -411,6 +413,34 @@ func (s *images) ReadFile(ctx context.Context, ref, name string) ([]byte, error)
 		return nil, imageErr(ref, fmt.Errorf("file %q: %w: larger than 16 MiB", name, orchestrator.ErrInvalid))
 	}
 	return []byte(text), nil
+}
+
+// View implements orchestrator.Images.
+func (s *images) View(ctx context.Context, ref string, visit func(root fs.FS) error) error {
+	e := s.engine()
+	if err := e.enter(ctx, "Images.View", "", ""); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	img, ok := e.images.images[ref]
+	if !ok {
+		e.mu.Unlock()
+		return imageErr(ref, orchestrator.ErrNotFound)
+	}
+	tree := fstest.MapFS{}
+	for name, text := range img.files {
+		tree[strings.TrimPrefix(name, "/")] = &fstest.MapFile{Data: []byte(text), Mode: fs.FileMode(img.modes[name]) & 0o777}
+	}
+	for name, to := range img.links {
+		if !path.IsAbs(to) {
+			to = path.Join(path.Dir(name), to)
+		}
+		// A MapFS follows neither absolute links nor those that climb out of it.
+		to = strings.Repeat("../", strings.Count(name, "/")-1) + strings.TrimPrefix(to, "/")
+		tree[strings.TrimPrefix(name, "/")] = &fstest.MapFile{Data: []byte(to), Mode: fs.ModeSymlink | 0o777}
+	}
+	e.mu.Unlock() // visit may call the engine
+	return visit(tree)
 }
 
 // annotationImageName is the annotation under which containerd and Docker keep an image's full name in an archive.

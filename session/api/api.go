@@ -75,7 +75,7 @@ type Component struct {
 	Name     string   `json:"name"`
 	Roles    []string `json:"roles"`
 	Image    string   `json:"image"`
-	State    string   `json:"state"` // waiting | created | starting | ready | backoff | failed | exited | stopped
+	State    string   `json:"state"` // waiting | created | starting | ready | backoff | failed | exited | stopped | idle
 	PID      int      `json:"pid"`
 	Restarts int      `json:"restarts"`
 	ReadyMS  int64    `json:"ready_ms"` // from the session's request to ready

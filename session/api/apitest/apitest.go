@@ -424,7 +424,7 @@ func Plan(profile string) api.Plan {
 		Home:    profiles.Home{Kind: "volume", Name: "x"},
 		Look:    profiles.Look{Dark: &dark, Font: "Sans 10", Cursor: "Adwaita", Icons: "Adwaita", Theme: "Adwaita", Scale: 1},
 		Locale:  profiles.Locale{Lang: "C.UTF-8", Timezone: "Europe/Berlin", Keyboard: []string{"us", "de"}, InputMethod: "fcitx5"},
-		Apps:    []profiles.App{{Image: "gnome", Export: []string{"*"}}},
+		Apps:    []profiles.App{{Image: "gnome", Export: []string{"*"}, Component: "apps-gnome", Idle: 10 * time.Minute}},
 		Limits:  profiles.Limits{CPUs: 2, Memory: 4 << 30, PIDs: 4096},
 		Components: []profiles.Component{
 			{Name: "display", Image: "display", Command: []string{"Xvfb", ":0"}, Provides: []string{"display"}, Ready: []profiles.Probe{{Kind: "x11"}},
