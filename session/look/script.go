@@ -11,9 +11,10 @@ import (
 	"berth/profiles"
 )
 
-// Change is what tells the programs of a running session of its new look: scripts first, messages then.
+// Change is what tells the programs of a running session of its new look: scripts and writers first, messages then.
 type Change struct {
 	Scripts  []Script
+	Writers  []string // components that have ended and shall run once more
 	Messages []Message
 }
 
@@ -33,10 +34,17 @@ func Changes(p *profiles.Plan, keys []string) Change {
 	q := narrowed(p, keys)
 	for _, d := range desktops {
 		who, text := agent(p.Components, d), script(d, &q, p, true)
-		if who == "" || text == "" {
+		_, writer := p.Component(prefix + string(d))
+		switch {
+		case text == "":
+			continue
+		case who != "":
+			out.Scripts = append(out.Scripts, Script{who, text + "exit $failed\n"})
+		case writer:
+			out.Writers = append(out.Writers, prefix+string(d))
+		default:
 			continue
 		}
-		out.Scripts = append(out.Scripts, Script{who, text + "exit $failed\n"})
 		if d == kde {
 			out.Messages = append(out.Messages, kdeMessages(&q)...)
 		}
