@@ -319,9 +319,9 @@ var light = map[desktop]themes{
 	openbox: {gtk: "Greybird"},
 	xfce:    {gtk: "Greybird", icons: "elementary-xfce"},
 	gnome:   {gtk: "Adwaita"},
-	mate:    {gtk: "Menta", icons: "menta", own: "Menta"},
+	mate:    {gtk: "Greybird", icons: "mate", own: "Greybird"},
 	kde:     {gtk: "Breeze", icons: "breeze", own: "BreezeLight"},
-	lxqt:    {gtk: "Breeze", icons: "breeze", own: "light"},
+	lxqt:    {gtk: "Greybird", icons: "breeze", own: "frost"},
 }
 
 var dark = map[desktop]themes{
@@ -329,9 +329,9 @@ var dark = map[desktop]themes{
 	openbox: {gtk: "Greybird-dark"},
 	xfce:    {gtk: "Greybird-dark", icons: "elementary-xfce-dark"},
 	gnome:   {gtk: "Adwaita-dark"},
-	mate:    {gtk: "BlackMATE", icons: "menta", own: "BlackMATE"},
+	mate:    {gtk: "Greybird-dark", icons: "mate", own: "Greybird-dark"},
 	kde:     {gtk: "Breeze", icons: "breeze-dark", own: "BreezeDark"},
-	lxqt:    {gtk: "Breeze-Dark", icons: "breeze-dark", own: "dark"},
+	lxqt:    {gtk: "Greybird-dark", icons: "breeze-dark", own: "dark"},
 }
 
 // chosen is what d shall have: what the look names, else what suits dark or light; "" where neither says anything.
