@@ -321,7 +321,7 @@ var light = map[desktop]themes{
 	gnome:   {gtk: "Adwaita"},
 	mate:    {gtk: "Greybird", icons: "mate", own: "Greybird"},
 	kde:     {gtk: "Breeze", icons: "breeze", own: "BreezeLight"},
-	lxqt:    {gtk: "Greybird", icons: "breeze", own: "frost"},
+	lxqt:    {gtk: "Greybird", icons: "breeze", own: "light"},
 }
 
 var dark = map[desktop]themes{
