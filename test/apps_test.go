@@ -95,7 +95,6 @@ idle  = "1s"
 			t.Fatal(err)
 		}
 		inst.Up(t, "openbox", "--name", "t-starts-daemon", "--set", `home.kind="ephemeral"`)
-		berthtest.WaitUntil(t, "the component to be idle", is("apps-openbox", "idle"))
 		inst.Exec(t, s.Name, "panel", "gtk-launch", "debian-xterm")
 		w := waitWindow(t, c, "XTerm")
 		inst.Exec(t, s.Name, "apps-openbox", "kill", strconv.Itoa(w.PID))

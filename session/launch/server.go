@@ -249,24 +249,22 @@ func (s *server) client(c *net.UnixConn) error {
 	if err := samePeer(c); err != nil {
 		return err
 	}
-	var files []*os.File
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
-	r := bufio.NewReader(&rightsReader{conn: c, files: &files})
+	rights := &rightsReader{conn: c}
+	r := bufio.NewReader(rights)
 	var req request
 	if err := readLine(r, &req); err != nil {
+		rights.close()
 		if errors.Is(err, io.EOF) {
 			return nil // a probe
 		}
 		return writeLine(c, reply{Error: err.Error()})
 	}
-	if req.Wait && len(files) != 3 {
-		return writeLine(c, reply{Error: fmt.Sprintf("%d descriptors came with the request, want 3", len(files))})
+	if n := len(rights.files); req.Wait && n != 3 {
+		rights.close()
+		return writeLine(c, reply{Error: fmt.Sprintf("%d descriptors came with the request, want 3", n)})
 	}
-	pid, done, err := s.start(req, files)
+	pid, done, err := s.start(req, rights.files)
+	rights.close() // the program has its own
 	if err != nil {
 		code := 126
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
@@ -274,10 +272,6 @@ func (s *server) client(c *net.UnixConn) error {
 		}
 		return writeLine(c, reply{Error: err.Error(), Exit: &code})
 	}
-	for _, f := range files {
-		f.Close() // the program has its own
-	}
-	files = nil
 	if err := writeLine(c, reply{PID: pid}); err != nil || !req.Wait {
 		return err
 	}
@@ -365,15 +359,24 @@ func peer(c *net.UnixConn) (cred *unix.Ucred, err error) {
 	return cred, err
 }
 
-// rightsReader reads a connection and keeps the descriptors that come with the bytes.
+// rightsReader reads a connection and keeps the descriptors that come with the bytes until close, after which they are refused.
 type rightsReader struct {
-	conn  *net.UnixConn
-	files *[]*os.File
+	conn   *net.UnixConn
+	files  []*os.File
+	closed bool
+}
+
+func (r *rightsReader) close() {
+	for _, f := range r.files {
+		f.Close()
+	}
+	r.files, r.closed = nil, true
 }
 
 func (r *rightsReader) Read(p []byte) (int, error) {
 	oob := make([]byte, unix.CmsgSpace(3*4))
 	n, oobn, _, _, err := r.conn.ReadMsgUnix(p, oob)
+	n = max(n, 0) // -1 beside some errors, which no io.Reader may return
 	if oobn > 0 {
 		msgs, perr := unix.ParseSocketControlMessage(oob[:oobn])
 		if perr != nil {
@@ -385,8 +388,12 @@ func (r *rightsReader) Read(p []byte) (int, error) {
 				return n, perr
 			}
 			for _, fd := range fds {
+				if r.closed || len(r.files) == 3 {
+					unix.Close(fd)
+					continue
+				}
 				unix.CloseOnExec(fd)
-				*r.files = append(*r.files, os.NewFile(uintptr(fd), "client"))
+				r.files = append(r.files, os.NewFile(uintptr(fd), "client"))
 			}
 		}
 	}
