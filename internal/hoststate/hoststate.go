@@ -69,6 +69,9 @@ func Take(l paths.Layout) (State, error) {
 			if d.IsDir() && (rel == "fifo" || strings.HasPrefix(rel, "fifo/")) {
 				return nil // each daemon has a directory for the pipes of its execs; only pipes can be left in it
 			}
+			if path == l.Exports() {
+				return fs.SkipDir // what images show to others: made at the first use of an image, and kept as long as it
+			}
 			if rel == "logins.json" {
 				return nil // browsers that logged in stay so, whatever becomes of their sessions
 			}
