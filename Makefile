@@ -70,7 +70,7 @@ $(WEB_STAMP): | build-deps
 # Go's own cache decides what is to be done here, so both are phony. TOOLS are mounted into every container, whatever its
 # image, and therefore static.
 
-TOOLS := berth-systembus
+TOOLS := berth-launch berth-systembus
 
 .PHONY: build berth
 build: engine berth

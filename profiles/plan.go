@@ -23,6 +23,10 @@ type Plan struct {
 	Apps        []App       `json:"apps,omitempty"`
 	// Session is the component whose clean exit means that the user logged out; "" if there is none.
 	Session string `json:"session,omitempty"`
+	// Claims are the names on the session bus that several of the images in Apps can start, as far as their images are there.
+	Claims []Claim `json:"claims,omitempty"`
+	// AutostartOff are the images' autostart entries that are switched off, as far as the images are there.
+	AutostartOff []AutostartOff `json:"autostart_off,omitempty"`
 	// Unused are the keys that the profile sets and that have no effect yet, "look.dark".
 	Unused []string `json:"unused,omitempty"`
 }
@@ -43,6 +47,8 @@ type Component struct {
 	Restart string        `json:"restart"` // always | on-failure | never
 	// Optional: the session goes on (degraded) when this component fails for good.
 	Optional bool `json:"optional,omitempty"`
+	// OnDemand: it is started when somebody calls for it, and may end at any time; nothing waits for it.
+	OnDemand bool `json:"on_demand,omitempty"`
 	// EndsSession: the session ends when this component, having been ready, exits with 0.
 	EndsSession bool              `json:"ends_session,omitempty"`
 	Devices     []string          `json:"devices,omitempty"`
@@ -92,10 +98,28 @@ type Home struct {
 	Path string `json:"path,omitempty"` // of the bind
 }
 
-// App is one [[apps]] entry: applications of a further image.
+// App is an image whose applications the other images of the session see: one that an [[apps]] entry names, or that a
+// component of the desktop is made from.
 type App struct {
 	Image  string   `json:"image"`
 	Export []string `json:"export"` // patterns (path.Match) of .desktop file names without the suffix
+	// Component is where the applications run.
+	Component string `json:"component,omitempty"`
+	// Idle is how long Component goes on without any of them; 0 means for ever.
+	Idle time.Duration `json:"idle,omitempty"`
+}
+
+// Claim is a name on the session bus that several images can start.
+type Claim struct {
+	Name   string   `json:"name"`
+	Images []string `json:"images"` // the first one does
+}
+
+// AutostartOff is an entry of an image's /etc/xdg/autostart that would bring a second owner of a role.
+type AutostartOff struct {
+	Image string `json:"image"`
+	File  string `json:"file"`
+	Owner string `json:"owner"` // the component that the session has instead
 }
 
 // Look is the [look] table. Nil and "" mean: as the images have it.

@@ -37,7 +37,7 @@ func (p *Plan) Text(w io.Writer) error {
 	fact("env", strings.Join(p.Env, " "))
 	fact("session", p.Session)
 	for _, a := range p.Apps {
-		fact("apps", fmt.Sprintf("%s: %s", a.Image, strings.Join(a.Export, " ")))
+		fact("apps", fmt.Sprintf("%s: %s, in %s", a.Image, strings.Join(a.Export, " "), a.Component))
 	}
 	tw.Flush()
 
@@ -45,7 +45,10 @@ func (p *Plan) Text(w io.Writer) error {
 	fmt.Fprintln(tw, "COMPONENT\tIMAGE\tROLES\tAFTER\tREADY\tRESTART\tCOMMAND")
 	for _, c := range p.Components {
 		restart := c.Restart
-		if c.Optional {
+		if c.OnDemand {
+			restart = "on demand"
+		}
+		if c.Optional && !c.OnDemand {
 			restart += ", optional"
 		}
 		if c.EndsSession {
@@ -67,6 +70,20 @@ func (p *Plan) Text(w io.Writer) error {
 	tw.Flush()
 	if none {
 		b.WriteString("  none: no component has a capability or a device\n")
+	}
+	if len(p.Claims) > 0 {
+		b.WriteString("\nnames on the bus that several images can start; the first one does\n")
+		for _, c := range p.Claims {
+			fmt.Fprintf(tw, "  %s\t%s\n", c.Name, strings.Join(c.Images, ", "))
+		}
+		tw.Flush()
+	}
+	if len(p.AutostartOff) > 0 {
+		b.WriteString("\nautostart entries that are switched off, and what the session has instead\n")
+		for _, a := range p.AutostartOff {
+			fmt.Fprintf(tw, "  %s\t%s\t%s\n", clip(a.Image, 40), a.File, a.Owner)
+		}
+		tw.Flush()
 	}
 	_, err := w.Write(b.Bytes())
 	return err

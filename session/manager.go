@@ -16,6 +16,7 @@ import (
 	"berth/orchestrator"
 	"berth/profiles"
 	"berth/session/api"
+	"berth/session/look"
 )
 
 // Labels on pods and containers.
@@ -52,6 +53,8 @@ type Screen interface {
 	// Fit is Resize to the nearest size that the display can have, which it returns.
 	Fit(ctx context.Context, socket, xauthority string, width, height, dpi int) (w, h int, err error)
 	Size(ctx context.Context, socket, xauthority string) (width, height int, err error)
+	// SetResources sets X resources beside those that are there.
+	SetResources(ctx context.Context, socket, xauthority string, values map[string]string) error
 }
 
 // Remote is what the gateway is told of a session.
@@ -75,15 +78,29 @@ type Gateway interface {
 	Detach(r Remote)
 }
 
+// Exporter makes what an image shows to components of other images: applications that are started in the component
+// app.Component, icons, MIME types and D-Bus services. Export returns a directory with the subdirectory share; it is the same
+// for the same arguments and content, and stays as long as a session uses it.
+type Exporter interface {
+	Export(ctx context.Context, ref string, app profiles.App) (dir string, err error)
+	// AutostartOff finds what the image ref, which a plan calls image, would start although the plan has it already.
+	AutostartOff(ctx context.Context, ref, image string, p *profiles.Plan) ([]profiles.AutostartOff, error)
+	// Complete adds to a plan what its images say, as far as they are there: claims, and autostart entries that are off.
+	Complete(ctx context.Context, p *profiles.Plan) error
+}
+
 // Options of New. All fields but DefaultUser and Patience are required.
 type Options struct {
-	Engine orchestrator.Engine
-	Images api.Images
-	Layout paths.Layout
+	Engine  orchestrator.Engine
+	Images  api.Images
+	Layout  paths.Layout
+	Exports Exporter
 	// Plan resolves a profile as the caller sees it.
-	Plan    func(ctx context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error)
-	Probe   func(Target) Prober
-	Cookie  func() (file []byte, err error) // a new Xauthority file
+	Plan   func(ctx context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error)
+	Probe  func(Target) Prober
+	Cookie func() (file []byte, err error) // a new Xauthority file
+	// Tell sends messages over the session bus in a runtime directory on the host.
+	Tell    func(ctx context.Context, runtimeDir string, messages []look.Message) error
 	Screen  Screen
 	Gateway Gateway
 	Log     *slog.Logger
@@ -212,6 +229,19 @@ func (m *Manager) release(s *session) {
 	if m.sessions[s.name] == s {
 		delete(m.sessions, s.name)
 	}
+}
+
+// UsesExport tells whether a session uses dir, which an Exporter has made.
+func (m *Manager) UsesExport(dir string) bool {
+	for _, s := range m.all() {
+		s.mu.Lock()
+		has := slices.ContainsFunc(s.rec.Exports, func(e export) bool { return e.Dir == dir })
+		s.mu.Unlock()
+		if has {
+			return true
+		}
+	}
+	return false
 }
 
 // find returns the session called name if c may see it.
@@ -415,6 +445,9 @@ func (m *Manager) Trace(ctx context.Context, c api.Caller, name string) (api.Tra
 func (m *Manager) Plan(ctx context.Context, c api.Caller, req api.UpRequest) (api.Plan, error) {
 	p, err := m.opt.Plan(ctx, c, req)
 	if err != nil {
+		return api.Plan{}, err
+	}
+	if err := m.opt.Exports.Complete(ctx, p); err != nil {
 		return api.Plan{}, err
 	}
 	return *p, nil

@@ -156,12 +156,12 @@ func TestContainerSpec(t *testing.T) {
 	in := specInput{session: "duo", id: Identity{UID: 1000, GID: 1000, Name: "user", Home: "/home/user"},
 		wires: wires{"/run/berth/sessions/duo"}, home: "/var/lib/berth/volumes/1000/duo", image: "localhost/berth/xfce:latest",
 		passwd: "/P", group: "/G", tools: "/usr/local/libexec/berth/tools", files: []orchestrator.Mount{{Source: "/F", Target: "/etc/x", ReadOnly: true}},
-		plan: &profiles.Plan{Audio: profiles.Audio{Server: "pipewire"}, SystemBus: profiles.SystemBus{Kind: "stub"}, Env: []string{"XDG_CURRENT_DESKTOP=XFCE"},
+		plan: &profiles.Plan{Display: profiles.Display{Width: 1280, Height: 800}, Audio: profiles.Audio{Server: "pipewire"}, SystemBus: profiles.SystemBus{Kind: "stub"}, Env: []string{"XDG_CURRENT_DESKTOP=XFCE"},
 			Locale: profiles.Locale{Lang: "de_DE.UTF-8", Timezone: "Europe/Berlin"}}}
 	for _, c := range []profiles.Component{
 		{Name: "display", Command: []string{"Xvfb", ":0"}, Provides: []string{"display"}, Needs: []string{"x11"}},
 		{Name: "panel", Command: []string{"xfce4-panel", "--dir=${RUNTIME_DIR}/${SESSION}"}, Provides: []string{"panel"},
-			Needs: []string{"x11", "bus", "audio", "home"}, Env: map[string]string{"A": "${HOME}/a", "B": "${B}"}, StopSig: "HUP"},
+			Needs: []string{"x11", "bus", "audio", "home"}, Env: map[string]string{"A": "${HOME}/a", "B": "${B}", "SIZE": "${DISPLAY_WIDTH}x${DISPLAY_HEIGHT}@${DISPLAY_SCALE}"}, StopSig: "HUP"},
 	} {
 		t.Run(c.Name, func(t *testing.T) {
 			spec, err := containerSpec(c, in)

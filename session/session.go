@@ -26,18 +26,28 @@ type record struct {
 	User      Identity          `json:"user"`
 	Plan      profiles.Plan     `json:"plan"`
 	Images    map[string]string `json:"images"` // as the plan names them -> full reference
-	Home      string            `json:"home"`   // on the host
-	Volume    string            `json:"volume,omitempty"`
-	Password  string            `json:"password"`
-	Token     string            `json:"token"`
-	VNCPort   int               `json:"vnc_port,omitempty"`
-	Exact     bool              `json:"exact,omitempty"`
-	Created   time.Time         `json:"created"`
-	ReadyMS   int64             `json:"ready_ms,omitempty"` // 0: the start was not finished
-	Spans     []api.Span        `json:"spans,omitempty"`
+	Exports   []export          `json:"exports,omitempty"`
+	// Off has the directories, below the wires, that switch autostart entries off, by the image as the plan names it.
+	Off      map[string]string `json:"off,omitempty"`
+	Home     string            `json:"home"` // on the host
+	Volume   string            `json:"volume,omitempty"`
+	Password string            `json:"password"`
+	Token    string            `json:"token"`
+	VNCPort  int               `json:"vnc_port,omitempty"`
+	Exact    bool              `json:"exact,omitempty"`
+	Created  time.Time         `json:"created"`
+	ReadyMS  int64             `json:"ready_ms,omitempty"` // 0: the start was not finished
+	Spans    []api.Span        `json:"spans,omitempty"`
 }
 
 const recordVersion = 1
+
+// export is what an image shows to components of other images.
+type export struct {
+	Image     string `json:"image"`     // as the plan names it
+	Component string `json:"component"` // where its programs run
+	Dir       string `json:"dir"`       // on the host
+}
 
 // session is one running session.
 type session struct {
@@ -46,8 +56,11 @@ type session struct {
 	id     string // the pod's
 	wires  wires
 	tracer *tracer
-	// What the start adds to rec (images, home, port, time) mu guards; the rest does not change.
+	// What the start adds to rec (images, home, port, time) and what Set changes (the plan's look and keyboard) mu guards; the
+	// rest does not change.
 	rec record
+	// setMu lets one Set at a time through.
+	setMu sync.Mutex
 
 	ctx    context.Context // of supervision
 	cancel context.CancelFunc
@@ -79,10 +92,12 @@ type component struct {
 	ref     string                  // full image reference
 	exits   chan orchestrator.Event // from dispatch to supervise
 	created chan struct{}           // closed when the container is there
+	wanted  chan struct{}           // somebody calls for it, if it is started on demand
 
 	state    string
 	pid      int
 	restarts int
+	runs     int // of one that is started on demand: how many have ended
 	ready    time.Duration
 	err      error
 	cpu      time.Duration // at the last look
@@ -97,6 +112,7 @@ const (
 	compBackoff  = "backoff"
 	compFailed   = "failed"
 	compExited   = "exited"
+	compIdle     = "idle" // on demand, and nobody has called for it
 )
 
 func newSession(m *Manager, rec record, id string) *session {
@@ -107,7 +123,7 @@ func newSession(m *Manager, rec record, id string) *session {
 	s.wires = wires{m.opt.Layout.Session(s.name)}
 	for _, c := range rec.Plan.Components {
 		s.comps[c.Name] = &component{Component: c, state: compWaiting, exits: make(chan orchestrator.Event, 64),
-			created: make(chan struct{}), ref: rec.Images[c.Image], looked: rec.Created}
+			created: make(chan struct{}), wanted: make(chan struct{}, 1), ref: rec.Images[c.Image], looked: rec.Created}
 	}
 	return s
 }
@@ -161,14 +177,16 @@ func (s *session) stateLocked() string {
 	state := api.StateRunning
 	for _, c := range s.comps {
 		switch c.state {
-		case compReady, compExited:
+		case compReady, compExited, compIdle:
 		case compFailed:
 			if !c.Optional {
 				return api.StateFailed
 			}
 			state = api.StateDegraded
 		default: // one on its way back after an exit is not there either
-			state = api.StateDegraded
+			if !c.OnDemand {
+				state = api.StateDegraded
+			}
 		}
 	}
 	return state
@@ -178,7 +196,7 @@ func (s *session) stateLocked() string {
 // what comes after it, while the session is up already.
 func (s *session) settled(c *component) bool {
 	switch c.state {
-	case compReady, compExited:
+	case compReady, compExited, compIdle:
 		return true
 	case compFailed, compBackoff:
 		return c.Optional
@@ -279,7 +297,7 @@ func (s *session) document() api.Session {
 		}
 		if c.err != nil {
 			ac.Error = c.err.Error()
-			if d.Error == "" {
+			if d.Error == "" && !c.OnDemand {
 				d.Error = fmt.Sprintf("component %q: %v", c.Name, c.err)
 			}
 		}

@@ -15,6 +15,7 @@ import (
 
 	"berth/orchestrator"
 	"berth/profiles"
+	"berth/session/look"
 )
 
 // specInput is all that containerSpec needs to know.
@@ -29,12 +30,27 @@ type specInput struct {
 	shell   string               // of the user in this image
 	files   []orchestrator.Mount // of Component.Files, already written
 	tools   string               // on the host: the directory of programs that every component finds in toolsDir
+	exports []export
+	off     string // a directory inside, for XDG_CONFIG_DIRS, that switches autostart entries of the image off; "" if there are none
 	plan    *profiles.Plan
 }
 
 // toolsDir is where Berth's own static programs lie in every container, whatever its image: mounted, not copied, so that
 // they cost a session nothing and are those of the running daemon's installation.
 const toolsDir = "/run/berth/bin"
+
+// ExportsDir is where components find what other images show them, each in a directory called like the component that runs
+// its programs.
+const ExportsDir = "/run/berth/exports"
+
+// seen are the exports that component c finds: those of all images but its own, if it shows menus, opens files or starts
+// services, which is to say, if it is on the display or is the bus.
+func (in specInput) seen(c profiles.Component) []export {
+	if !needs(c, profiles.WireX11) && !slices.Contains(c.Provides, "bus") {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(in.exports), func(e export) bool { return e.Image == c.Image })
+}
 
 // containerSpec turns a component of a plan into what the engine runs. It is pure.
 func containerSpec(c profiles.Component, in specInput) (orchestrator.ContainerSpec, error) {
@@ -60,6 +76,9 @@ func containerSpec(c profiles.Component, in specInput) (orchestrator.ContainerSp
 	for _, f := range []string{"hosts", "hostname", "resolv.conf", "machine-id"} {
 		mounts = append(mounts, orchestrator.Mount{Source: filepath.Join(in.wires.etc(), f), Target: "/etc/" + f, ReadOnly: true})
 	}
+	for _, e := range in.seen(c) {
+		mounts = append(mounts, orchestrator.Mount{Source: e.Dir, Target: ExportsDir + "/" + e.Component, ReadOnly: true})
+	}
 	if in.plan.SystemBus.Kind == "stub" {
 		mounts = append(mounts, orchestrator.Mount{Source: in.wires.systemd(), Target: "/run/systemd", ReadOnly: true})
 	}
@@ -84,10 +103,14 @@ func needs(c profiles.Component, wire string) bool { return slices.Contains(c.Ne
 
 func (in specInput) runtimeDir() string { return "/run/user/" + strconv.Itoa(in.id.UID) }
 
-// expander replaces ${UID}, ${USER}, ${HOME}, ${RUNTIME_DIR} and ${SESSION}; any other ${...} stays for the program.
+// expander replaces ${UID}, ${USER}, ${HOME}, ${RUNTIME_DIR}, ${SESSION}, ${DISPLAY_WIDTH}, ${DISPLAY_HEIGHT} and
+// ${DISPLAY_SCALE}; any other ${...} stays for the program.
 func (in specInput) expander() func(string) string {
+	d := in.plan.Display
 	return strings.NewReplacer("${UID}", strconv.Itoa(in.id.UID), "${USER}", in.id.Name, "${HOME}", in.id.Home,
-		"${RUNTIME_DIR}", in.runtimeDir(), "${SESSION}", in.session).Replace
+		"${RUNTIME_DIR}", in.runtimeDir(), "${SESSION}", in.session,
+		"${DISPLAY_WIDTH}", strconv.Itoa(d.Width), "${DISPLAY_HEIGHT}", strconv.Itoa(d.Height),
+		"${DISPLAY_SCALE}", strconv.Itoa(look.MonitorScale(in.plan))).Replace
 }
 
 // environ is the environment of a component, sorted by name so that plans and tests are stable.
@@ -98,6 +121,8 @@ func (in specInput) environ(c profiles.Component, expand func(string) string) []
 		"HOME": in.id.Home, "USER": in.id.Name, "LOGNAME": in.id.Name, "SHELL": cmp.Or(in.shell, defaultShell), "LANG": "C.UTF-8",
 		"XDG_RUNTIME_DIR": rd, "XDG_SESSION_TYPE": "x11", "NO_AT_BRIDGE": "1", "container": "berth",
 		"BERTH_SESSION": in.session, "BERTH_COMPONENT": c.Name,
+		// Without an input method GTK would load the frontend of one and look for its daemon.
+		"GTK_IM_MODULE": "gtk-im-context-simple",
 	}
 	if in.plan.Audio.Server != "none" {
 		env["PULSE_SERVER"] = "unix:" + rd + "/pulse/native"
@@ -126,6 +151,13 @@ func (in specInput) environ(c profiles.Component, expand func(string) string) []
 	}
 	for k, v := range c.Env {
 		env[k] = expand(v)
+	}
+	if in.off != "" {
+		env["XDG_CONFIG_DIRS"] = in.off + ":" + cmp.Or(env["XDG_CONFIG_DIRS"], "/etc/xdg")
+	}
+	for _, e := range in.seen(c) {
+		// An image's own come first: what is in both is started in place.
+		env["XDG_DATA_DIRS"] = cmp.Or(env["XDG_DATA_DIRS"], "/usr/local/share:/usr/share") + ":" + ExportsDir + "/" + e.Component + "/share"
 	}
 	out := make([]string, 0, len(env))
 	for k, v := range env {

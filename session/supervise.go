@@ -14,6 +14,10 @@ import (
 // supervise runs component c until the session ends or the component has ended for good. adopted > 0 is the process of
 // a container that was running before this daemon: it counts as ready.
 func (s *session) supervise(c *component, adopted int) {
+	if c.OnDemand {
+		s.superviseOnDemand(c, adopted)
+		return
+	}
 	ctx := s.ctx
 	attempts := 0
 	for ctx.Err() == nil {
@@ -148,7 +152,7 @@ func (s *session) runOnce(ctx context.Context, c *component) (pid int, ready boo
 	}
 	s.noteComponent(c, compReady, func() {
 		c.err = nil
-		if c.ready == 0 {
+		if c.ready == 0 && s.starting && !c.OnDemand {
 			c.ready = time.Since(s.rec.Created)
 		}
 	})
@@ -187,7 +191,7 @@ func (s *session) probe(ctx context.Context, c *component) error {
 			return code, out.String(), err
 		}})
 	defer p.Close()
-	expand := specInput{session: s.name, id: s.rec.User}.expander()
+	expand := specInput{session: s.name, id: s.rec.User, plan: &s.rec.Plan}.expander()
 	for _, want := range c.Ready {
 		want.Arg = expand(want.Arg)
 		end := s.tracer.begin(c.Name, "probe")
@@ -202,6 +206,12 @@ func (s *session) probe(ctx context.Context, c *component) error {
 			s.mu.Unlock()
 			if err := s.m.opt.Screen.Resize(ctx, s.wires.xsocket(), s.wires.xauthority(), w, h, s.rec.Plan.Display.DPI); err != nil {
 				return fmt.Errorf("size %dx%d: %w", w, h, err)
+			}
+			s.mu.Lock()
+			plan := s.rec.Plan
+			s.mu.Unlock()
+			if err := s.dressDisplay(ctx, &plan); err != nil {
+				return err
 			}
 		}
 		end(want.String())

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,6 +27,7 @@ import (
 	"berth/orchestrator"
 	"berth/profiles"
 	"berth/session/api"
+	"berth/session/autostart"
 )
 
 // Up implements api.Manager.
@@ -167,9 +169,14 @@ func (s *session) start(ctx context.Context, caller api.Caller, undo *revert.Sta
 		if err != nil {
 			return err
 		}
+		exports, err := s.export(gctx, refs)
+		if err != nil {
+			return err
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.rec.Images = refs
+		s.rec.Exports = exports
 		for _, c := range s.comps {
 			c.ref = refs[c.Image]
 		}
@@ -181,7 +188,10 @@ func (s *session) start(ctx context.Context, caller api.Caller, undo *revert.Sta
 		if err != nil {
 			return fmt.Errorf("cookie: %w", err)
 		}
-		if err := s.wires.lay(gctx, s.rec.User, s.name, cookie); err != nil {
+		if err := s.wires.lay(gctx, s.rec.User, s.name, cookie, s.rec.Plan.Apps); err != nil {
+			return err
+		}
+		if err := s.wires.layLook(&s.rec.Plan); err != nil {
 			return err
 		}
 		return s.claimHome()
@@ -219,6 +229,12 @@ func (s *session) start(ctx context.Context, caller api.Caller, undo *revert.Sta
 	if err := s.makeHome(ctx, undo); err != nil {
 		return err
 	}
+	if err := s.switchOff(ctx); err != nil {
+		return err
+	}
+	if err := s.listen(); err != nil {
+		return err
+	}
 	for _, c := range s.comps {
 		s.wg.Go(func() { s.supervise(c, 0) })
 	}
@@ -231,6 +247,61 @@ func (s *session) start(ctx context.Context, caller api.Caller, undo *revert.Sta
 	defer creating.Wait()
 	defer stopCreate()
 	return s.awaitStart(ctx, createErr, say)
+}
+
+// export has every image whose applications the others see show them. refs are the images' full references.
+func (s *session) export(ctx context.Context, refs map[string]string) ([]export, error) {
+	out := make([]export, len(s.rec.Plan.Apps))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, runtime.NumCPU()))
+	for i, app := range s.rec.Plan.Apps {
+		g.Go(func() error {
+			defer s.tracer.begin(app.Component, "export")("")
+			dir, err := s.m.opt.Exports.Export(ctx, refs[app.Image], app)
+			out[i] = export{Image: app.Image, Component: app.Component, Dir: dir}
+			return err
+		})
+	}
+	return out, g.Wait()
+}
+
+// DesktopImages are the images whose components may start autostart entries: those on the display.
+func DesktopImages(p *profiles.Plan) []string {
+	var out []string
+	for _, c := range p.Components {
+		if needs(c, profiles.WireX11) && needs(c, profiles.WireBus) && !slices.Contains(out, c.Image) {
+			out = append(out, c.Image)
+		}
+	}
+	return out
+}
+
+// switchOff hides the autostart entries of images that would start what the session has already.
+func (s *session) switchOff(ctx context.Context) error {
+	for i, image := range DesktopImages(&s.rec.Plan) {
+		off, err := s.m.opt.Exports.AutostartOff(ctx, s.rec.Images[image], image, &s.rec.Plan)
+		if err != nil {
+			return err
+		}
+		if len(off) == 0 {
+			continue
+		}
+		name := "autostart-" + strconv.Itoa(i)
+		dir := filepath.Join(s.wires.berth(), name, "autostart")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		for _, o := range off {
+			if err := os.WriteFile(filepath.Join(dir, filepath.Base(o.File)), []byte(autostart.Hidden), 0o644); err != nil {
+				return fmt.Errorf("autostart entry %q: %w", o.File, err)
+			}
+		}
+		if s.rec.Off == nil {
+			s.rec.Off = map[string]string{}
+		}
+		s.rec.Off[image] = "/run/berth/" + name
+	}
+	return nil
 }
 
 // awaitStart waits until every required component is ready, or one has failed.
@@ -299,6 +370,9 @@ func (s *session) createAll(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(2, runtime.NumCPU()))
 	for _, name := range createOrder(s.rec.Plan.Components) {
+		if s.comps[name].OnDemand {
+			continue
+		}
 		g.Go(func() error {
 			c := s.comps[name]
 			end := s.tracer.begin(c.Name, "create")
@@ -354,7 +428,7 @@ func (s *session) create(ctx context.Context, c *component) error {
 		return err
 	}
 	in := specInput{session: s.name, id: s.rec.User, wires: s.wires, home: s.homeSource(), image: c.ref, passwd: passwd, group: group,
-		shell: shell, tools: s.m.opt.Layout.Tools(), plan: &s.rec.Plan}
+		shell: shell, tools: s.m.opt.Layout.Tools(), exports: s.rec.Exports, off: s.rec.Off[c.Image], plan: &s.rec.Plan}
 	if in.files, err = writeFiles(s.wires, c.Component, in.expander()); err != nil {
 		return err
 	}
@@ -501,10 +575,10 @@ func (m *Manager) adoptOne(ctx context.Context, pod orchestrator.Pod, rec record
 	} else {
 		m.opt.Log.Warn("size of an adopted session's screen", "session", s.name, "error", err)
 	}
-	for _, c := range s.comps {
-		close(c.created)
-	}
 	for _, st := range have { // before anybody looks
+		if c := s.comps[st.Name]; c != nil {
+			close(c.created)
+		}
 		if c := s.comps[st.Name]; c != nil && st.State == orchestrator.StateRunning {
 			c.state, c.pid = compReady, st.PID
 		}
@@ -523,9 +597,21 @@ func (m *Manager) adoptOne(ctx context.Context, pod orchestrator.Pod, rec record
 			s.wg.Go(func() { s.supervise(c, st.PID) })
 			continue
 		}
+		if c.OnDemand { // what it was called for has ended
+			s.wg.Go(func() { s.supervise(c, 0) })
+			continue
+		}
 		// It ended while no daemon was there: that exit is still to be decided on.
 		c.exits <- orchestrator.Event{Type: orchestrator.EventExit, Pod: pod.ID, Container: st.Name, ExitCode: st.ExitCode, PID: st.PID}
 		s.wg.Go(func() { s.supervise(c, max(st.PID, 1)) })
+	}
+	for _, c := range s.comps {
+		if c.OnDemand && !slices.ContainsFunc(have, func(st orchestrator.ContainerStatus) bool { return st.Name == c.Name }) {
+			s.wg.Go(func() { s.supervise(c, 0) }) // nobody has ever called for it
+		}
+	}
+	if err := s.listen(); err != nil {
+		m.opt.Log.Error("programs of an adopted session cannot be started in other components", "session", s.name, "error", err)
 	}
 	m.opt.Log.Info("session adopted", "session", s.name)
 	return nil

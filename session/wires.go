@@ -14,6 +14,8 @@ import (
 
 	"berth/internal/revert"
 	"berth/internal/rmtree"
+	"berth/profiles"
+	"berth/session/look"
 )
 
 // wires is the directory of one session on the host: a tmpfs of its own, so that a session that fills it hurts nobody
@@ -23,7 +25,8 @@ import (
 //	runtime/  XDG_RUNTIME_DIR (0700)
 //	shm/      /dev/shm (1777)
 //	etc/      passwd, group, hosts, hostname, resolv.conf, machine-id, and the components' own files
-//	berth/    /run/berth, read-only: Xauthority, and bin, on which the tools are mounted
+//	berth/    /run/berth, read-only: Xauthority, the daemon's launch socket, look with the files of session/look, and the places
+//	          where tools and exports are mounted
 //	systemd/  /run/systemd, read-only, where Berth answers for systemd-logind
 //	home/     a home of the host's, mounted here
 type wires struct{ dir string }
@@ -33,6 +36,7 @@ func (w wires) runtime() string    { return filepath.Join(w.dir, "runtime") }
 func (w wires) shm() string        { return filepath.Join(w.dir, "shm") }
 func (w wires) etc() string        { return filepath.Join(w.dir, "etc") }
 func (w wires) berth() string      { return filepath.Join(w.dir, "berth") }
+func (w wires) look() string       { return filepath.Join(w.berth(), filepath.Base(look.Dir)) }
 func (w wires) systemd() string    { return filepath.Join(w.dir, "systemd") }
 func (w wires) home() string       { return filepath.Join(w.dir, "home") }
 func (w wires) xsocket() string    { return filepath.Join(w.tmp(), ".X11-unix", "X0") }
@@ -42,8 +46,8 @@ func (w wires) pulse() string      { return filepath.Join(w.runtime(), "pulse", 
 func (w wires) pipewire() string   { return filepath.Join(w.runtime(), "pipewire-0") }
 func (w wires) bus() string        { return filepath.Join(w.runtime(), "bus") }
 
-// lay mounts the directory and fills it for id. hostname is also the session's name in /etc/hosts.
-func (w wires) lay(ctx context.Context, id Identity, hostname string, cookie []byte) (err error) {
+// lay mounts the directory and fills it for id, with room for the exports of apps. hostname is also the session's name in /etc/hosts.
+func (w wires) lay(ctx context.Context, id Identity, hostname string, cookie []byte, apps []profiles.App) (err error) {
 	var undo revert.Stack
 	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
 	if err := os.MkdirAll(filepath.Dir(w.dir), 0o711); err != nil {
@@ -58,11 +62,12 @@ func (w wires) lay(ctx context.Context, id Identity, hostname string, cookie []b
 		return fmt.Errorf("session directory %q: mount tmpfs: %w", w.dir, err)
 	}
 	undo.Add("unmount "+w.dir, func(context.Context) error { return unix.Unmount(w.dir, unix.MNT_DETACH) })
-	dirs := []struct {
+	type dir struct {
 		path string
 		mode os.FileMode
 		user bool
-	}{
+	}
+	dirs := []dir{
 		{w.tmp(), 0o1777, false},
 		{filepath.Join(w.tmp(), ".X11-unix"), 0o1777, false},
 		{filepath.Join(w.tmp(), ".ICE-unix"), 0o1777, false},
@@ -73,6 +78,10 @@ func (w wires) lay(ctx context.Context, id Identity, hostname string, cookie []b
 		{w.systemd(), 0o755, false},
 		{filepath.Join(w.systemd(), "seats"), 0o755, false},
 		{filepath.Join(w.berth(), filepath.Base(toolsDir)), 0o755, false},
+		{filepath.Join(w.berth(), filepath.Base(ExportsDir)), 0o755, false},
+	}
+	for _, a := range apps {
+		dirs = append(dirs, dir{filepath.Join(w.berth(), filepath.Base(ExportsDir), a.Component), 0o755, false})
 	}
 	for _, d := range dirs {
 		if err := os.Mkdir(d.path, 0o700); err != nil {

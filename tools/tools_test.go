@@ -238,7 +238,7 @@ func TestInstall(t *testing.T) {
 				}
 			}
 			write(filepath.Join(dir, "bin/berth"), note)
-			for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", "buildkitd", "ptp", "host-local", "berth-anchor", "tools/berth-systembus"} {
+			for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", "buildkitd", "ptp", "host-local", "berth-anchor", "tools/berth-launch", "tools/berth-systembus"} {
 				write(filepath.Join(dir, "libexec", name), name)
 			}
 			prefix, destdir := filepath.Join(t.TempDir(), "usr"), ""
@@ -271,7 +271,7 @@ func TestInstall(t *testing.T) {
 			if d := cmp.Diff(tt.install, calls); d != "" {
 				t.Errorf("done to the host by install (-want +got):\n%s", d)
 			}
-			for _, name := range []string{"bin/berth", "libexec/berth/runc", "libexec/berth/berth-anchor", "libexec/berth/tools/berth-systembus", "lib/sysusers.d/berth.conf"} {
+			for _, name := range []string{"bin/berth", "libexec/berth/runc", "libexec/berth/berth-anchor", "libexec/berth/tools/berth-launch", "libexec/berth/tools/berth-systembus", "lib/sysusers.d/berth.conf"} {
 				if _, err := os.Stat(filepath.Join(at, name)); err != nil {
 					t.Error(err)
 				}

@@ -16,11 +16,33 @@ const paintedColours = 8
 // Painted returns when every panel on the screen, a mapped window of type DOCK, shows more than its background. Nothing
 // announces that, and some panels never do, so it looks until ctx ends; the error then says which.
 func (c *Conn) Painted(ctx context.Context) error {
+	return c.awaitPaint(ctx, "the panel", func(wins []Window, screen image.Rectangle) []image.Rectangle {
+		var out []image.Rectangle
+		for _, w := range wins {
+			// A sliver is a hidden one's edge.
+			if r := w.Bounds.Intersect(screen); w.Mapped && w.Is("DOCK") && r.Dx() >= 8 && r.Dy() >= 8 {
+				out = append(out, r)
+			}
+		}
+		return out
+	})
+}
+
+// Drawn returns when the screen as a whole shows more than a background. It is what there is to be seen of a shell that
+// draws panel and wallpaper itself and has no windows for them.
+func (c *Conn) Drawn(ctx context.Context) error {
+	return c.awaitPaint(ctx, "the screen", func(_ []Window, screen image.Rectangle) []image.Rectangle {
+		return []image.Rectangle{screen}
+	})
+}
+
+// awaitPaint returns when each of the parts that choose returns is painted.
+func (c *Conn) awaitPaint(ctx context.Context, what string, choose func([]Window, image.Rectangle) []image.Rectangle) error {
 	tick := time.NewTicker(30 * time.Millisecond)
 	defer tick.Stop()
 	var last image.Rectangle
 	for {
-		bare, err := c.bareDock(ctx)
+		bare, err := c.bare(ctx, choose)
 		if err != nil && ctx.Err() == nil || err == nil && bare.Empty() {
 			return err
 		}
@@ -30,13 +52,13 @@ func (c *Conn) Painted(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("waited for the panel at %v to be painted: %w", last, ctx.Err())
+			return fmt.Errorf("waited for %s at %v to be painted: %w", what, last, ctx.Err())
 		}
 	}
 }
 
-// bareDock returns where a panel is that is not painted yet.
-func (c *Conn) bareDock(ctx context.Context) (image.Rectangle, error) {
+// bare returns one of the parts of the screen that choose returns that is not painted yet.
+func (c *Conn) bare(ctx context.Context, choose func([]Window, image.Rectangle) []image.Rectangle) (image.Rectangle, error) {
 	wins, err := c.Windows(ctx)
 	if err != nil {
 		return image.Rectangle{}, err
@@ -46,14 +68,10 @@ func (c *Conn) bareDock(ctx context.Context) (image.Rectangle, error) {
 		if err != nil {
 			return image.Rectangle{}, err
 		}
-		for _, w := range wins {
-			r := w.Bounds.Intersect(screen)
-			if !w.Mapped || !w.Is("DOCK") || r.Dx() < 8 || r.Dy() < 8 { // a sliver is a hidden one's edge
-				continue
-			}
+		for _, r := range choose(wins, screen) {
 			img, err := c.region(x, r)
 			if err != nil {
-				return image.Rectangle{}, fmt.Errorf("panel at %v: %w", r, err)
+				return image.Rectangle{}, fmt.Errorf("screen at %v: %w", r, err)
 			}
 			seen := map[[3]byte]bool{}
 			for i := 0; i < len(img.Pix) && len(seen) < paintedColours; i += 4 {

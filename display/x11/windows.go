@@ -90,8 +90,9 @@ func text(r *xproto.GetPropertyReply, err error) string {
 	return strings.ToValidUTF8(string(r.Value), "�")
 }
 
-// scan looks at the window manager and at the windows on the root and one level below, where a reparenting window
-// manager puts them into its frames. With watch it also asks for the events that change the answer; as that comes
+// scan looks at the window manager, at the windows on the root and one level below, where a reparenting window manager
+// puts them into its frames, and at those the window manager lists that are deeper: KWin puts a wrapper between frame and
+// window. With watch it also asks for the events that change the answer; as that comes
 // before the look, nothing is missed. With detail it fetches titles, classes and PIDs.
 func (c *Conn) scan(x *xgb.Conn, watch map[xproto.Window]bool, detail bool) (screenState, error) {
 	var s screenState
@@ -114,11 +115,19 @@ func (c *Conn) scan(x *xgb.Conn, watch map[xproto.Window]bool, detail bool) (scr
 		}
 		s.wm = text(name.Reply())
 	}
+	var managed []xproto.Window
 	clients := map[xproto.Window]bool{}
 	for _, w := range words(list.Reply()) {
+		managed = append(managed, xproto.Window(w))
 		clients[xproto.Window(w)] = true
 	}
 	s.windows = c.look(x, tree.Children, clients, watch, detail, 1)
+	for _, w := range s.windows {
+		delete(clients, xproto.Window(w.ID))
+	}
+	if deeper := slices.DeleteFunc(managed, func(w xproto.Window) bool { return !clients[w] }); len(deeper) > 0 {
+		s.windows = append(s.windows, c.look(x, deeper, clients, watch, detail, 0)...)
+	}
 	return s, nil
 }
 

@@ -115,6 +115,41 @@ func TestWatcher(t *testing.T) {
 	}
 }
 
+// A window two levels below the root is found, by one who waits for it and in the list, and once.
+func TestWrappedTwice(t *testing.T) {
+	_, _, c := server(t, "xvfb")
+	w, err := c.Watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	id, err := c.MakeDock(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- w.Wait(deadline(t), x11.Dock) }()
+	if err := c.WrapTwice(deadline(t), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	wins, err := c.Windows(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	docks := 0
+	for _, win := range wins {
+		if win.ID == id && win.Is("DOCK") && win.Mapped {
+			docks++
+		}
+	}
+	if docks != 1 {
+		t.Errorf("the dock is listed %d times: %+v", docks, wins)
+	}
+}
+
 // A panel with something on it is painted at some time, one with nothing on it is not.
 func TestPainted(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -147,6 +182,44 @@ func TestPainted(t *testing.T) {
 				t.Errorf("painted: %v", err)
 			}
 		})
+	}
+}
+
+func TestDrawn(t *testing.T) {
+	_, _, c := server(t, "xvfb")
+	short, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	if err := c.Drawn(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("an empty screen: %v", err)
+	}
+	for i := range 8 {
+		r := image.Rect(100*i, 100, 100*i+50, 200)
+		if err := c.Paint(deadline(t), r, color.RGBA{R: uint8(30 * i), G: 100, B: 50, A: 255}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Drawn(deadline(t)); err != nil {
+		t.Errorf("a screen with something on it: %v", err)
+	}
+}
+
+// No resize looks to clients like a monitor that has been plugged in. They tell by the order of two times; Mutter then
+// sets a size of its own.
+func TestResizeIsNoHotplug(t *testing.T) {
+	_, _, c := server(t, "xvfb")
+	// The server's clock ticks in milliseconds, and within one everything has the same time: one resize proves nothing.
+	for i := range 50 {
+		size := image.Pt(800+i, 600)
+		if err := c.Resize(deadline(t), size.X, size.Y, 96); err != nil {
+			t.Fatal(err)
+		}
+		set, changed, err := c.ConfigTimes(deadline(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if set < changed {
+			t.Errorf("after resizing to %v: configuration set at %d, before what can be set changed at %d", size, set, changed)
+		}
 	}
 }
 

@@ -295,7 +295,9 @@ func TestNamesakeIsCheckedOnce(t *testing.T) {
 			t.Errorf("berth profile check %s = %d; want %q once\n%s", ref, code, want, b.err)
 		}
 	}
-	if code := b.run("up", "tiny.toml"); code != 0 || !strings.HasPrefix(b.fake.Calls()[0], "Up "+filepath.Join(dir, "tiny.toml")+" ") {
+	if code := b.run("up", "tiny.toml"); code != 0 || !slices.ContainsFunc(b.fake.Calls(), func(call string) bool {
+		return strings.HasPrefix(call, "Up "+filepath.Join(dir, "tiny.toml")+" ")
+	}) {
 		t.Errorf("berth up = %d, %q; want the file's full name\n%s", code, b.fake.Calls(), b.err)
 	}
 }
@@ -633,7 +635,7 @@ func TestContractIsThere(t *testing.T) {
 	for _, cmd := range commands(t) {
 		have[cmd.CommandPath()] = true
 	}
-	for _, want := range strings.Split("up ls show stop rm logs exec events shot open trace profile/ls profile/show profile/check profile/plan profile/graph "+
+	for _, want := range strings.Split("up ls show stop rm logs exec events shot open set trace profile/ls profile/show profile/check profile/plan profile/graph "+
 		"image/ls image/build image/pull image/push image/import image/export image/tag image/rm image/prune daemon doctor version completion", " ") {
 		if path := "berth " + strings.ReplaceAll(want, "/", " "); !have[path] {
 			t.Errorf("command %q is missing", path)

@@ -147,17 +147,22 @@ func (c *CLI) profileCheck() *cobra.Command {
 			file, _, err := c.profileText(args[0])
 			if err == nil {
 				_, err = profiles.Load(args[0], c.sources(), set...)
-			}
-			if err == nil {
-				// What only shows beside the components of display, audio and bus. Without a planner or a daemon, the text
-				// alone was checked.
-				var plan api.Plan
-				if plan, err = c.planOf(cmd.Context(), args[0], set); errors.Is(err, errNoPlanner) {
-					err = nil
+				// The plan's errors have those of the text in them, and what only shows beside the components of display,
+				// audio and bus. Without a planner or a daemon, the text alone is checked.
+				plan, planErr := c.planOf(cmd.Context(), args[0], set)
+				if planErr != nil && !errors.Is(planErr, errNoPlanner) {
+					err = planErr
 				}
-				c.warn(plan)
+				if err == nil {
+					c.warn(plan)
+				}
 			}
+			var list profiles.Errors
 			if !asJSON {
+				if errors.As(err, &list) { // each begins with its place, as editors read it
+					fmt.Fprintln(c.Stderr, list)
+					return exitError(1)
+				}
 				if err != nil {
 					return err
 				}
@@ -224,13 +229,35 @@ func (c *CLI) warn(plan api.Plan) {
 	}
 }
 
+// withImages asks the daemon, which has the images, what they make of the plan: which of them compete for names on the bus,
+// and what they would start by themselves. Without an answer the plan stays as it is.
+func (c *CLI) withImages(ctx context.Context, ref string, set []string, plan api.Plan) api.Plan {
+	cl, err := c.client()
+	if err == nil {
+		err = ping(cl.Socket)
+	}
+	if err == nil {
+		var profile, source string
+		if profile, source, err = c.profileArg(ref); err == nil {
+			var full api.Plan
+			if full, err = cl.Plan(ctx, api.UpRequest{Profile: profile, Source: source, Set: set}); err == nil {
+				return full
+			}
+		}
+	}
+	if len(plan.Apps) > 0 {
+		c.note("berth: which image starts which service on the bus is shown when a daemon runs: %v", err)
+	}
+	return plan
+}
+
 func (c *CLI) profilePlan() *cobra.Command {
 	var set []string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:               "plan PROFILE",
 		Short:             "Show what a session of a profile would be",
-		Long:              "Resolve a profile into its components, in the order in which they can start. Nothing is started.",
+		Long:              "Resolve a profile into its components, in the order in which they can start. Nothing is started.\n\nWhile a daemon runs, it also shows what depends on the images: the names on the\nsession bus that several could start, and which one does, and the autostart\nentries that are switched off because the session has something instead.",
 		Example:           "  berth profile plan xfce\n  berth profile plan xfce --set audio.server=none --json",
 		Args:              nargs(1, 1),
 		ValidArgsFunction: c.completeProfile,
@@ -238,6 +265,9 @@ func (c *CLI) profilePlan() *cobra.Command {
 			plan, err := c.planOf(cmd.Context(), args[0], set)
 			if err != nil {
 				return err
+			}
+			if c.Plan != nil { // else it is a daemon's answer already
+				plan = c.withImages(cmd.Context(), args[0], set, plan)
 			}
 			c.warn(plan)
 			if asJSON {

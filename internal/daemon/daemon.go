@@ -27,6 +27,8 @@ import (
 	"berth/session"
 	"berth/session/api"
 	"berth/session/api/server"
+	"berth/session/export"
+	"berth/session/probe"
 )
 
 // stopTimeout is how long the engine's programs get to end when the daemon does.
@@ -101,12 +103,16 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 		return err
 	}
 	defer gw.Close()
-	if manager, err = session.New(ctx, session.Options{Engine: engine, Images: store, Layout: l, Plan: Plan, Probe: newProber,
-		Cookie: cookie, Screen: display.Screen{}, Gateway: d, Log: log, DefaultUser: cfg.Session.User, Patience: cfg.Session.Patience}); err != nil {
+	shown := exports{&export.Cache{Dir: l.Exports(), Images: engine.Images(), Inside: session.ExportsDir, Log: log}, store.Resolve}
+	if manager, err = session.New(ctx, session.Options{Engine: engine, Images: store, Exports: shown, Layout: l, Plan: Plan, Probe: newProber,
+		Cookie: cookie, Tell: probe.Tell, Screen: display.Screen{}, Gateway: d, Log: log, DefaultUser: cfg.Session.User, Patience: cfg.Session.Patience}); err != nil {
 		return err
 	}
 	defer manager.Close()
 	d.manager = manager
+	if err := shown.Prune(ctx, manager.UsesExport); err != nil {
+		log.Warn("exports of images", "error", err)
+	}
 	gw.Serve()
 
 	listener, err := server.Listen(l.APISocket(), server.Group)

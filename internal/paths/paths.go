@@ -89,6 +89,9 @@ func (l Layout) Session(name string) string { return filepath.Join(l.Run, "sessi
 // Volumes holds the named home volumes.
 func (l Layout) Volumes() string { return filepath.Join(l.State, "volumes") }
 
+// Exports holds what images show to components of other images.
+func (l Layout) Exports() string { return filepath.Join(l.State, "exports") }
+
 // Bases holds the base root file systems made by mmdebstrap, as OCI layouts.
 func (l Layout) Bases() string { return filepath.Join(l.State, "bases") }
 

@@ -75,7 +75,7 @@ type Component struct {
 	Name     string   `json:"name"`
 	Roles    []string `json:"roles"`
 	Image    string   `json:"image"`
-	State    string   `json:"state"` // waiting | created | starting | ready | backoff | failed | exited | stopped
+	State    string   `json:"state"` // waiting | created | starting | ready | backoff | failed | exited | stopped | idle
 	PID      int      `json:"pid"`
 	Restarts int      `json:"restarts"`
 	ReadyMS  int64    `json:"ready_ms"` // from the session's request to ready
@@ -236,6 +236,11 @@ type Size struct {
 type ResizeRequest struct {
 	Size
 	Nearest bool `json:"nearest,omitempty"`
+}
+
+// SetRequest changes keys of a running session's profile.
+type SetRequest struct {
+	Set []string `json:"set"` // KEY=VALUE, as in UpRequest
 }
 
 // BuildRequest builds built-in recipes.

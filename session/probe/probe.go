@@ -4,6 +4,7 @@
 //	wm         a window manager runs (_NET_SUPPORTING_WM_CHECK)
 //	dock       a panel is on the screen: a mapped window of type DOCK
 //	desktop    a mapped window of type DESKTOP
+//	painted    the screen shows more than a background
 //	bus        the session bus answers org.freedesktop.DBus.Peer.Ping
 //	bus:NAME   somebody owns NAME on the session bus
 //	system-bus, system-bus:NAME   the same on the system bus
@@ -13,8 +14,8 @@
 //	vnc        the VNC server sends its version (RFC 6143, section 7.1.1)
 //	exec:CMD   the shell command exits with 0 in the component
 //
-// All but exec wait for events: of the X server and the bus, or, for a socket that is not there yet, of inotify(7). What
-// is probed runs as the session's user and is not trusted: every protocol here reads a bounded amount and checks it.
+// All but exec and painted wait for events: of the X server and the bus, or, for a socket that is not there yet, of
+// inotify(7). What is probed runs as the session's user and is not trusted: every protocol here reads a bounded amount and checks it.
 package probe
 
 import (
@@ -23,6 +24,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -36,7 +38,7 @@ import (
 
 // Target is a session's wires on the host.
 type Target struct {
-	XSocket, XAuthority string // of display :0
+	XSocket, XAuthority string // of display :0; others lie beside it
 	RuntimeDir, TmpDir  string // XDG_RUNTIME_DIR and /tmp, on the host
 	RuntimeInside       string // XDG_RUNTIME_DIR inside the session's containers
 	UID, GID            int    // the session's user
@@ -57,15 +59,22 @@ func (r *Runner) Close() error { return nil }
 // Wait returns nil as soon as p holds. When ctx ends first, the error says what was waited for and what was seen last.
 func (r *Runner) Wait(ctx context.Context, p profiles.Probe) error {
 	var err error
+	if p.Arg != "" && slices.Contains([]string{"x11", "wm", "dock", "desktop", "painted"}, p.Kind) {
+		inner := *r
+		inner.t.XSocket = filepath.Join(filepath.Dir(r.t.XSocket), "X"+p.Arg)
+		r = &inner
+	}
 	switch p.Kind {
 	case "x11":
 		err = r.x11(ctx)
 	case "wm":
-		err = r.screen(ctx, x11.WM)
+		err = r.condition(ctx, x11.WM)
 	case "dock":
-		err = r.screen(ctx, x11.Dock)
+		err = r.condition(ctx, x11.Dock)
 	case "desktop":
-		err = r.screen(ctx, x11.Desktop)
+		err = r.condition(ctx, x11.Desktop)
+	case "painted":
+		err = r.painted(ctx)
 	case "bus":
 		err = r.bus(ctx, sessionBus, p.Arg)
 	case "system-bus":

@@ -56,7 +56,7 @@ func TestDisplay(t *testing.T) {
 			}
 			all := func() {
 				var wg sync.WaitGroup
-				for _, kind := range []string{"x11", "vnc", "wm", "dock"} {
+				for _, kind := range []string{"x11", "vnc", "wm", "dock", "painted"} {
 					wg.Go(func() {
 						if err := r.Wait(deadline(t), profiles.Probe{Kind: kind}); err != nil {
 							t.Error(err)

@@ -35,11 +35,11 @@ type shared struct {
 	err   error
 }
 
-// acquire returns the shared watcher for the session, connecting if there is none. release must be called.
-func (r *Runner) acquire(ctx context.Context) (w *x11.Watcher, release func(broken bool), err error) {
+// acquire returns the shared connection for the session, connecting if there is none. release must be called.
+func (r *Runner) acquire(ctx context.Context) (s *shared, release func(broken bool), err error) {
 	key := r.t.XSocket
 	watchers.Lock()
-	s := watchers.m[key]
+	s = watchers.m[key]
 	if s == nil {
 		s = &shared{ready: make(chan struct{})}
 		watchers.m[key] = s
@@ -77,7 +77,7 @@ func (r *Runner) acquire(ctx context.Context) (w *x11.Watcher, release func(brok
 		release(true)
 		return nil, nil, s.err
 	}
-	return s.watch, release, nil
+	return s, release, nil
 }
 
 func (r *Runner) connect(ctx context.Context) (*x11.Conn, *x11.Watcher, error) {
@@ -98,12 +98,22 @@ func (r *Runner) connect(ctx context.Context) (*x11.Conn, *x11.Watcher, error) {
 	return c, w, nil
 }
 
-// screen waits for a condition on the screen. When the X server goes away meanwhile, it waits for the next one.
-func (r *Runner) screen(ctx context.Context, cond x11.Condition) error {
+// condition waits for a condition on the screen.
+func (r *Runner) condition(ctx context.Context, cond x11.Condition) error {
+	return r.screen(ctx, func(s *shared) error { return s.watch.Wait(ctx, cond) })
+}
+
+// painted waits until there is more to be seen on the screen than a background.
+func (r *Runner) painted(ctx context.Context) error {
+	return r.screen(ctx, func(s *shared) error { return s.conn.Drawn(ctx) })
+}
+
+// screen waits for something on the screen. When the X server goes away meanwhile, it waits for the next one.
+func (r *Runner) screen(ctx context.Context, wait func(*shared) error) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		w, release, err := r.acquire(ctx)
+		s, release, err := r.acquire(ctx)
 		if err == nil {
-			err = w.Wait(ctx, cond)
+			err = wait(s)
 			release(errors.Is(err, x11.ErrLost))
 		}
 		switch {

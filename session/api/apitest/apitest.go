@@ -363,6 +363,17 @@ func (f *Fake) Resize(_ context.Context, c api.Caller, name string, req api.Resi
 	return size, f.note("Resize", name, req.Width, req.Height)
 }
 
+// Set implements api.Manager; it remembers the options and refuses what no session can change.
+func (f *Fake) Set(_ context.Context, c api.Caller, name string, req api.SetRequest) error {
+	if _, err := f.find(c, name); err != nil {
+		return err
+	}
+	if _, err := profiles.Change(&profiles.Plan{}, req.Set...); err != nil {
+		return err
+	}
+	return f.note("Set", name, strings.Join(req.Set, " "))
+}
+
 // Trace implements api.Manager.
 func (f *Fake) Trace(_ context.Context, c api.Caller, name string) (api.Trace, error) {
 	if _, err := f.find(c, name); err != nil {
@@ -413,7 +424,7 @@ func Plan(profile string) api.Plan {
 		Home:    profiles.Home{Kind: "volume", Name: "x"},
 		Look:    profiles.Look{Dark: &dark, Font: "Sans 10", Cursor: "Adwaita", Icons: "Adwaita", Theme: "Adwaita", Scale: 1},
 		Locale:  profiles.Locale{Lang: "C.UTF-8", Timezone: "Europe/Berlin", Keyboard: []string{"us", "de"}, InputMethod: "fcitx5"},
-		Apps:    []profiles.App{{Image: "gnome", Export: []string{"*"}}},
+		Apps:    []profiles.App{{Image: "gnome", Export: []string{"*"}, Component: "apps-gnome", Idle: 10 * time.Minute}},
 		Limits:  profiles.Limits{CPUs: 2, Memory: 4 << 30, PIDs: 4096},
 		Components: []profiles.Component{
 			{Name: "display", Image: "display", Command: []string{"Xvfb", ":0"}, Provides: []string{"display"}, Ready: []profiles.Probe{{Kind: "x11"}},

@@ -411,6 +411,11 @@ func (c *Client) Fit(ctx context.Context, name string, size api.Size) (api.Size,
 	return fetch[api.Size](ctx, c, "POST", session(name, "/resize"), nil, api.ResizeRequest{Size: size, Nearest: true})
 }
 
+// Set changes keys of a running session's profile, each KEY=VALUE.
+func (c *Client) Set(ctx context.Context, name string, set []string) error {
+	return c.call(ctx, "POST", session(name, "/set"), nil, api.SetRequest{Set: set}, nil)
+}
+
 // Trace returns how a session started.
 func (c *Client) Trace(ctx context.Context, name string) (api.Trace, error) {
 	return fetch[api.Trace](ctx, c, "GET", session(name, "/trace"), nil, nil)

@@ -118,6 +118,7 @@ func (s *Server) routes() []Route {
 		{Method: "POST", Path: "/v1/sessions/{name}/exec", handle: s.exec},
 		{Method: "GET", Path: "/v1/sessions/{name}/shot", handle: s.shot},
 		{Method: "POST", Path: "/v1/sessions/{name}/resize", handle: s.resize},
+		{Method: "POST", Path: "/v1/sessions/{name}/set", handle: s.set},
 		{Method: "GET", Path: "/v1/sessions/{name}/trace", handle: s.trace},
 		{Method: "GET", Path: "/v1/events", handle: s.events},
 		{Method: "POST", Path: "/v1/plan", handle: s.plan},

@@ -281,6 +281,18 @@ func (s *Server) resize(w http.ResponseWriter, r *http.Request, c api.Caller) er
 	return nil
 }
 
+func (s *Server) set(w http.ResponseWriter, r *http.Request, c api.Caller) error {
+	var req api.SetRequest
+	if err := readJSON(w, r, maxBody, &req); err != nil {
+		return err
+	}
+	if err := s.Manager.Set(r.Context(), c, r.PathValue("name"), req); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
 func (s *Server) trace(w http.ResponseWriter, r *http.Request, c api.Caller) error {
 	trace, err := s.Manager.Trace(r.Context(), c, r.PathValue("name"))
 	if err != nil {
