@@ -56,7 +56,7 @@ var desktops = []desktop{
 	{run("starttde"), "Trinity", "TDE", whole, wm, false},
 	{run("start-lumina-desktop"), "Lumina", "Lumina", whole, wm, false},
 	{run("enlightenment_start"), "Enlightenment", "Enlightenment", whole, wm, false},
-	{run("icewm-session", "icewm"), "IceWM", "ICEWM", taskbar, wmDock, true},
+	{run("icewm-session", "icewm"), "IceWM", "ICEWM", taskbar, wm, true},
 	{run("openbox-session", "openbox"), "Openbox", "Openbox", manager, wm, true},
 	{run("startfluxbox", "fluxbox"), "Fluxbox", "Fluxbox", manager, wm, true},
 	{run("jwm"), "JWM", "JWM", taskbar, wm, true},
