@@ -70,3 +70,13 @@ func (Screen) Size(ctx context.Context, socket, xauthority string) (width, heigh
 	s, err := c.Size(ctx)
 	return s.Width, s.Height, err
 }
+
+// SetResources sets X resources beside those that are there.
+func (Screen) SetResources(ctx context.Context, socket, xauthority string, values map[string]string) error {
+	c, err := x11.Open(ctx, socket, xauthority)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.SetResources(ctx, values)
+}

@@ -20,6 +20,9 @@ const (
 // a bus connection that sometimes makes sounds and has a home directory.
 var defaultNeeds = []string{WireX11, WireBus, WireAudio, WireHome}
 
+// DefaultNeeds are the wires of a component that does not list its needs.
+func DefaultNeeds() []string { return slices.Clone(defaultNeeds) }
+
 // Resolve is Load followed by Build, with the mistakes that either finds reported together. infra returns the components
 // of display, audio and the buses for a profile; it may return Errors beside them, of CheckImages or made by ErrorAt, which are
 // reported with the rest.

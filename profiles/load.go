@@ -298,17 +298,7 @@ func newProfile(t *node, chain []document) *Profile {
 	p.Audio = Audio{Server: t.text("pipewire", "audio", "server")}
 	p.SystemBus = SystemBus{Kind: t.text("stub", "system_bus", "kind")}
 	p.Home = Home{Kind: t.text("volume", "home", "kind"), Name: t.text("", "home", "name"), Path: t.text("", "home", "path")}
-	p.Look = Look{
-		Font: t.text("", "look", "font"), Cursor: t.text("", "look", "cursor"), Icons: t.text("", "look", "icons"),
-		Theme: t.text("", "look", "theme"), Scale: t.number("look", "scale"),
-	}
-	if n := t.get("look", "dark"); n.good() {
-		p.Look.Dark = &n.bool
-	}
-	p.Locale = Locale{
-		Lang: t.text("", "locale", "lang"), Timezone: t.text("", "locale", "timezone"),
-		Keyboard: t.strings("locale", "keyboard"), InputMethod: t.text("", "locale", "input_method"),
-	}
+	overlay(&p.Look, &p.Locale, t)
 	p.Limits = Limits{CPUs: t.number("limits", "cpus"), PIDs: t.integer(0, "limits", "pids")}
 	if n := t.get("limits", "memory"); n.good() {
 		if p.Limits.Memory = n.int; n.kind == kindString {
@@ -323,13 +313,16 @@ func newProfile(t *node, chain []document) *Profile {
 // crossCheck finds what is wrong between keys.
 func (p *Profile) crossCheck(errs *Errors) {
 	t := p.tree
-	kind := t.get("home", "kind")
-	if kind != nil && kind.bad {
-		return
-	}
 	add := func(key string, e *Error) {
 		e.Key = key
 		*errs = append(*errs, e)
+	}
+	if n := t.get("locale", "keyboard"); n.good() && len(n.list) > MaxLayouts {
+		add("locale.keyboard", n.list[MaxLayouts].errorf("locale.keyboard has %d layouts; X knows at most %d at a time", len(n.list), MaxLayouts))
+	}
+	kind := t.get("home", "kind")
+	if kind != nil && kind.bad {
+		return
 	}
 	if n := t.get("home", "name"); n.good() && p.Home.Kind != "volume" {
 		add("home.name", n.keyErrorf(`home.name is the name of a volume, but home.kind is %q`, p.Home.Kind))

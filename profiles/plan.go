@@ -25,6 +25,8 @@ type Plan struct {
 	Session string `json:"session,omitempty"`
 	// Claims are the names on the session bus that several of the images in Apps can start, as far as their images are there.
 	Claims []Claim `json:"claims,omitempty"`
+	// AutostartOff are the images' autostart entries that are switched off, as far as the images are there.
+	AutostartOff []AutostartOff `json:"autostart_off,omitempty"`
 	// Unused are the keys that the profile sets and that have no effect yet, "look.dark".
 	Unused []string `json:"unused,omitempty"`
 }
@@ -111,6 +113,13 @@ type App struct {
 type Claim struct {
 	Name   string   `json:"name"`
 	Images []string `json:"images"` // the first one does
+}
+
+// AutostartOff is an entry of an image's /etc/xdg/autostart that would bring a second owner of a role.
+type AutostartOff struct {
+	Image string `json:"image"`
+	File  string `json:"file"`
+	Owner string `json:"owner"` // the component that the session has instead
 }
 
 // Look is the [look] table. Nil and "" mean: as the images have it.

@@ -55,7 +55,7 @@ func (p *Plan) Text(w io.Writer) error {
 			restart += ", ends session"
 		}
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.Name, clip(c.Image, 40), dash(c.Provides), dash(c.After), dash(probeTexts(c.Ready)), restart,
-			clip(commandText(c.Command), 72))
+			clip(CommandText(c.Command), 72))
 	}
 	tw.Flush()
 
@@ -78,6 +78,13 @@ func (p *Plan) Text(w io.Writer) error {
 		}
 		tw.Flush()
 	}
+	if len(p.AutostartOff) > 0 {
+		b.WriteString("\nautostart entries that are switched off, and what the session has instead\n")
+		for _, a := range p.AutostartOff {
+			fmt.Fprintf(tw, "  %s\t%s\t%s\n", clip(a.Image, 40), a.File, a.Owner)
+		}
+		tw.Flush()
+	}
 	_, err := w.Write(b.Bytes())
 	return err
 }
@@ -97,8 +104,8 @@ func probeTexts(probes []Probe) []string {
 	return out
 }
 
-// commandText is a command as a shell would take it.
-func commandText(argv []string) string {
+// CommandText is a command as a shell would take it, on one line.
+func CommandText(argv []string) string {
 	out := make([]string, len(argv))
 	for i, a := range argv {
 		if a == "" || strings.ContainsFunc(a, func(r rune) bool {
@@ -212,6 +219,21 @@ func writeTable(b *bytes.Buffer, t *node, path []string) {
 func isTables(n *node) bool {
 	return n.kind == kindArray && len(n.list) > 0 && !slices.ContainsFunc(n.list, func(e *node) bool { return e.kind != kindTable })
 }
+
+// TOMLString writes s as a string of TOML.
+func TOMLString(s string) string { return tomlString(s) }
+
+// TOMLStrings writes list as a TOML array, on one line.
+func TOMLStrings(list []string) string {
+	parts := make([]string, len(list))
+	for i, s := range list {
+		parts[i] = tomlString(s)
+	}
+	return "[" + strings.Join(parts, ", ") + "]"
+}
+
+// TOMLKey writes k as a key of TOML.
+func TOMLKey(k string) string { return tomlKey(k) }
 
 func tomlKey(k string) string {
 	if k != "" && strings.Trim(k, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") == "" {

@@ -114,7 +114,6 @@ image = "kde"
 			// Not listed, but the panel is made of it.
 			{Image: "openbox", Export: []string{"*"}, Component: "apps-openbox", Idle: 10 * time.Minute},
 		},
-		Unused: []string{"look.dark", "look.font", "look.scale", "locale.keyboard", "locale.input_method"},
 	}
 	plan := mustBuild(t, text)
 	if diff := cmp.Diff(want, plan, cmpopts.IgnoreFields(Plan{}, "Components")); diff != "" {
@@ -226,7 +225,7 @@ func TestInfraOverride(t *testing.T) {
 
 func TestSet(t *testing.T) {
 	plan := mustBuild(t, `extends = "base"`,
-		"display.size=1280x720", "display.dpi = 120", "look.dark=false", "look.scale=2", "look.font=12",
+		"display.size=1280x720", "display.dpi = 120", "look.dark=false", "look.scale=2", "look.theme=12",
 		"components.panel.restart=never", "components.panel.ready=x11", `components.wm.command=["openbox", "--debug"]`,
 		"limits.memory=2GiB", `env.GREETING="a = b"`, "env.NUMBER=7", `components."panel".env.X=y=z`, "network.mode='host'",
 		"components.extra={image='openbox', command=['xclock']}", "limits.memory=1073741824", "home.name=7")
@@ -234,7 +233,7 @@ func TestSet(t *testing.T) {
 	wm, _ := plan.Component("wm")
 	_, extra := plan.Component("extra")
 	got := map[string]any{
-		"size": plan.Display.Width, "dpi": plan.Display.DPI, "dark": *plan.Look.Dark, "scale": plan.Look.Scale, "font": plan.Look.Font,
+		"size": plan.Display.Width, "dpi": plan.Display.DPI, "dark": *plan.Look.Dark, "scale": plan.Look.Scale, "font": plan.Look.Theme,
 		"restart": panel.Restart, "ready": panel.Ready[0].String(), "command": wm.Command, "memory": plan.Limits.Memory,
 		"env": plan.Env, "x": panel.Env["X"], "network": plan.Network, "extra": extra, "home": plan.Home.Name,
 	}

@@ -45,6 +45,8 @@ type field struct {
 	most   int // entries of tMap; 0 means any number
 	// later: it is read and checked, but nothing makes use of it yet.
 	later bool
+	// live: `berth set` can change it while a session runs (Change).
+	live bool
 }
 
 func (f *field) field(name string) *field {
@@ -161,20 +163,20 @@ var schema = &field{typ: tTable, fields: []*field{
 		{name: "mode", doc: "`nat`: an address of its own behind the host's; `none`: loopback only; `host`: the host's network.",
 			def: "nat", enum: []string{"nat", "none", "host"}},
 	}},
-	{name: "look", typ: tTable, later: true, doc: "How every toolkit looks. What is not given stays as the images have it.", fields: []*field{
-		{name: "dark", typ: tBool, doc: "Prefer dark themes."},
-		{name: "font", doc: "Font and size, such as `Noto Sans 10`.", check: nonEmpty("font")},
-		{name: "cursor", doc: "Cursor theme.", check: nonEmpty("cursor")},
-		{name: "icons", doc: "Icon theme.", check: nonEmpty("icons")},
-		{name: "theme", doc: "Widget theme.", check: nonEmpty("theme")},
-		{name: "scale", typ: tNumber, doc: "Factor by which everything is enlarged.", check: between(0.5, 4)},
+	{name: "look", typ: tTable, doc: "How every toolkit looks. What is not given stays as the images and the user have it.", fields: []*field{
+		{name: "dark", typ: tBool, live: true, doc: "Dark or light themes."},
+		{name: "font", live: true, doc: "Font and size, such as `Noto Sans 10`.", check: matches(isFont, "font such as Noto Sans 10")},
+		{name: "cursor", live: true, doc: "Cursor theme.", check: matches(themeName.MatchString, "name of a theme")},
+		{name: "icons", live: true, doc: "Icon theme.", check: matches(themeName.MatchString, "name of a theme")},
+		{name: "theme", live: true, doc: "Widget theme, instead of the desktop's own dark or light one.", check: matches(themeName.MatchString, "name of a theme")},
+		{name: "scale", typ: tNumber, live: true, doc: "Factor by which everything is enlarged.", check: between(0.5, 4)},
 	}},
 	{name: "locale", typ: tTable, doc: "Language, time zone and keyboard.", fields: []*field{
 		{name: "lang", doc: "Locale, such as `zh_CN.UTF-8`.", check: matches(langName.MatchString, "locale such as de_DE.UTF-8")},
 		{name: "timezone", doc: "Such as `Europe/Berlin`.", check: matches(zoneName.MatchString, "time zone such as Europe/Berlin")},
-		{name: "keyboard", typ: tStrings, later: true, doc: "XKB layouts, the first is active: `us`, `de(nodeadkeys)`.",
+		{name: "keyboard", typ: tStrings, live: true, doc: "XKB layouts, at most four, the first is active: `us`, `de(nodeadkeys)`. Alt+Shift switches.",
 			check: matches(layoutName.MatchString, "keyboard layout such as us or de(nodeadkeys)")},
-		{name: "input_method", later: true, doc: "Input method framework, such as `fcitx5`.", check: nonEmpty("input_method")},
+		{name: "input_method", doc: "Input method: its daemon runs, and all toolkits use it. Ctrl+Space switches.", enum: []string{"fcitx5", "ibus"}},
 	}},
 	{name: "limits", typ: tTable, doc: "Bounds of the session as a whole. What is not given is not bounded.", fields: []*field{
 		{name: "cpus", typ: tNumber, doc: "Cores, such as `2` or `0.5`.", check: between(0.01, 4096)},

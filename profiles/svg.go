@@ -404,7 +404,7 @@ func drawBox(b *bytes.Buffer, v *vertex, session bool) {
 		class += " optional"
 	}
 	x, y := v.x, v.y-boxHeight/2
-	fmt.Fprintf(b, `<g><title>%s</title>`, escape(commandText(c.Command)))
+	fmt.Fprintf(b, `<g><title>%s</title>`, escape(CommandText(c.Command)))
 	fmt.Fprintf(b, `<rect class="%s" x="%g" y="%g" width="%g" height="%g" rx="8"/>`, class, x, y, v.width, boxHeight)
 	// The accent is a bar with the box's own round corners on its left.
 	fmt.Fprintf(b, `<path class="k-%s" d="M%g %ga8 8 0 0 1 8 -8h-2.4v%gh2.4a8 8 0 0 1 -8 -8z"/>`, kindOf(c), x, y+8, boxHeight)

@@ -22,6 +22,12 @@ var Roles = []string{"display", "vnc", "audio", "bus", "window-manager", "panel"
 var exclusive = []string{"display", "vnc", "audio", "bus", "window-manager", "desktop", "notifications", "settings",
 	"polkit-agent", "screensaver", "input-method", "system-services"}
 
+// ValidName tells whether a profile can be called so.
+func ValidName(name string) bool { return profileName(name) }
+
+// Exclusive tells whether at most one component of a session can have a role.
+func Exclusive(role string) bool { return slices.Contains(exclusive, role) }
+
 // Wires a component can need.
 const (
 	WireX11   = "x11"   // the X server; waited for
@@ -45,7 +51,7 @@ const (
 
 // probeKinds are the kinds of probes, with what each takes as its argument and when it holds.
 var probeKinds = map[string]struct{ arg, doc string }{
-	"x11":        {"", "the X server answers a client that has the session's cookie"},
+	"x11":        {"", "the X server answers a client that has the session's cookie; this and the others that look at a screen take the number of a display inside the session, `x11:1`"},
 	"wm":         {"", "a window manager owns the screen (`_NET_SUPPORTING_WM_CHECK`)"},
 	"dock":       {"", "a window of type dock is mapped"},
 	"desktop":    {"", "a window of type desktop is mapped"},
@@ -59,6 +65,9 @@ var probeKinds = map[string]struct{ arg, doc string }{
 	"socket":     {"PATH", "the Unix socket accepts a connection"},
 	"exec":       {"CMD", "the command, run in the component, ends with 0"},
 }
+
+// ofDisplays are the kinds that look at a screen: that of the session, or with ":1" that of an X server inside it.
+var ofDisplays = []string{"x11", "wm", "dock", "desktop", "painted"}
 
 func probeNames() []string {
 	var out []string
@@ -103,6 +112,11 @@ func parseProbe(s string) (Probe, *problem) {
 			near += ":" + arg
 		}
 		return Probe{}, &problem{fmt.Sprintf("unknown probe %s (known: %s)", quote(s), strings.Join(probeNames(), ", ")), near}
+	case slices.Contains(ofDisplays, k) && has:
+		if n, err := strconv.Atoi(arg); err != nil || n < 1 || n > 9 || strconv.Itoa(n) != arg {
+			return Probe{}, &problem{fmt.Sprintf("probe %q takes the number of a display within the session, 1 to 9", k), ""}
+		}
+		return Probe{k, arg}, nil
 	case want == "" && has:
 		return Probe{}, &problem{fmt.Sprintf("probe %q takes no argument", k), k}
 	case (k == "bus" || k == "system-bus") && !has:
@@ -133,8 +147,12 @@ var (
 	langName   = regexp.MustCompile(`^([a-z]{2,3}(_[A-Z]{2,3})?|C|POSIX)(\.[A-Za-z0-9-]+)?(@[A-Za-z0-9]+)?$`)
 	zoneName   = regexp.MustCompile(`^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$`)
 	layoutName = regexp.MustCompile(`^[a-z]{2,10}(\([a-zA-Z0-9_-]+\))?$`)
-	sizeText   = regexp.MustCompile(`^([0-9]{1,6})x([0-9]{1,6})$`)
-	bytesText  = regexp.MustCompile(`^([0-9]{1,12}(?:\.[0-9]{1,6})?) ?(B|KiB|MiB|GiB|TiB|kB|KB|MB|GB|TB)?$`)
+	// themeName is the name of a directory; it is written into settings of many syntaxes, so it has no special characters.
+	themeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,63}$`)
+	// fontText is a family and a size in points, as GTK writes fonts.
+	fontText  = regexp.MustCompile(`^([\pL0-9][\pL0-9 ._+-]{0,62}?) +([0-9]{1,3}(?:\.[0-9]{1,2})?)$`)
+	sizeText  = regexp.MustCompile(`^([0-9]{1,6})x([0-9]{1,6})$`)
+	bytesText = regexp.MustCompile(`^([0-9]{1,12}(?:\.[0-9]{1,6})?) ?(B|KiB|MiB|GiB|TiB|kB|KB|MB|GB|TB)?$`)
 )
 
 func isWord(limit int) func(string) bool {
@@ -193,6 +211,18 @@ func ParseBytes(s string) (int64, error) {
 	}
 	return int64(f * units[m[2]]), nil
 }
+
+// ParseFont reads a font as profiles write it, "Noto Sans 10": family and size in points.
+func ParseFont(s string) (family string, points float64, ok bool) {
+	m := fontText.FindStringSubmatch(s)
+	if m == nil {
+		return "", 0, false
+	}
+	points, err := strconv.ParseFloat(m[2], 64)
+	return m[1], points, err == nil && points >= 1
+}
+
+func isFont(s string) bool { _, _, ok := ParseFont(s); return ok }
 
 // formatBytes is the shortest exact form that ParseBytes reads.
 func formatBytes(n int64) string {

@@ -27,9 +27,14 @@ func (e exporter) Export(_ context.Context, ref string, app profiles.App) (strin
 	return dir, os.MkdirAll(filepath.Join(dir, "share"), 0o755)
 }
 
-func (exporter) Claims(context.Context, *profiles.Plan) ([]profiles.Claim, error) {
-	return []profiles.Claim{{Name: "org.example.Files", Images: []string{"img", "img2"}}}, nil
+func (exporter) AutostartOff(_ context.Context, ref, image string, p *profiles.Plan) ([]profiles.AutostartOff, error) {
+	if ref != "img" {
+		return nil, nil
+	}
+	return []profiles.AutostartOff{{Image: image, File: "notifyd.desktop", Owner: "notifications"}}, nil
 }
+
+func (exporter) Complete(context.Context, *profiles.Plan) error { return nil }
 
 // appsBed is a session with a panel of the image "img" and applications of "img2".
 func appsBed(t *testing.T) (*bed, func() *session) {
@@ -110,6 +115,12 @@ func TestOnDemand(t *testing.T) {
 	}
 	if got := strings.Join(slices.DeleteFunc(slices.Clone(spec.Env), func(kv string) bool { return !strings.HasPrefix(kv, "XDG_DATA_DIRS=") }), " "); got != "XDG_DATA_DIRS="+"/usr/local/share:/usr/share:"+ExportsDir+"/apps-img2/share" {
 		t.Errorf("got %s", got)
+	}
+	if want := "XDG_CONFIG_DIRS=/run/berth/autostart-0:/etc/xdg"; !slices.Contains(spec.Env, want) {
+		t.Errorf("environment %q lacks %s", spec.Env, want)
+	}
+	if data, err := os.ReadFile(filepath.Join(sess().wires.berth(), "autostart-0/autostart/notifyd.desktop")); err != nil || !strings.Contains(string(data), "Hidden=true") {
+		t.Errorf("the entry that is switched off: %q, %v", data, err)
 	}
 	// Many call at once, and it starts once.
 	errs := make(chan error, 8)

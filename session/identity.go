@@ -2,8 +2,10 @@ package session
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os/user"
+	"path"
 	"strconv"
 	"strings"
 
@@ -44,9 +46,27 @@ func lookupIdentity(name string) (Identity, error) {
 	return Identity{UID: uid, GID: gid, Name: u.Username, Home: "/home/" + u.Username}, nil
 }
 
-// passwdWith returns an image's passwd(5) with id's user in place of any entry of the same name or uid.
+// defaultShell is the user's in an image that does not say what shell it has.
+const defaultShell = "/bin/bash"
+
+// shellOf is the shell of uid in a passwd(5), "" if there is none that anybody could use.
+func shellOf(passwd []byte, uid int) string {
+	for l := range strings.Lines(string(passwd)) {
+		f := strings.Split(strings.TrimRight(l, "\n"), ":")
+		if len(f) == 7 && f[2] == strconv.Itoa(uid) {
+			if base := path.Base(f[6]); !path.IsAbs(f[6]) || base == "nologin" || base == "false" {
+				return ""
+			}
+			return f[6]
+		}
+	}
+	return ""
+}
+
+// passwdWith returns an image's passwd(5) with id's user in place of any entry of the same name or uid. The shell is that
+// of the image's root: not every image has bash.
 func passwdWith(base []byte, id Identity) []byte {
-	line := fmt.Sprintf("%s:x:%d:%d:%s:%s:/bin/bash", id.Name, id.UID, id.GID, id.Name, id.Home)
+	line := fmt.Sprintf("%s:x:%d:%d:%s:%s:%s", id.Name, id.UID, id.GID, id.Name, id.Home, cmp.Or(shellOf(base, 0), defaultShell))
 	return replaceEntry(base, id.Name, id.UID, line)
 }
 

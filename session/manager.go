@@ -16,6 +16,7 @@ import (
 	"berth/orchestrator"
 	"berth/profiles"
 	"berth/session/api"
+	"berth/session/look"
 )
 
 // Labels on pods and containers.
@@ -52,6 +53,8 @@ type Screen interface {
 	// Fit is Resize to the nearest size that the display can have, which it returns.
 	Fit(ctx context.Context, socket, xauthority string, width, height, dpi int) (w, h int, err error)
 	Size(ctx context.Context, socket, xauthority string) (width, height int, err error)
+	// SetResources sets X resources beside those that are there.
+	SetResources(ctx context.Context, socket, xauthority string, values map[string]string) error
 }
 
 // Remote is what the gateway is told of a session.
@@ -80,21 +83,24 @@ type Gateway interface {
 // for the same arguments and content, and stays as long as a session uses it.
 type Exporter interface {
 	Export(ctx context.Context, ref string, app profiles.App) (dir string, err error)
-	// Claims finds the names that several images of a plan can start on the bus, as far as the images are there.
-	Claims(ctx context.Context, p *profiles.Plan) ([]profiles.Claim, error)
+	// AutostartOff finds what the image ref, which a plan calls image, would start although the plan has it already.
+	AutostartOff(ctx context.Context, ref, image string, p *profiles.Plan) ([]profiles.AutostartOff, error)
+	// Complete adds to a plan what its images say, as far as they are there: claims, and autostart entries that are off.
+	Complete(ctx context.Context, p *profiles.Plan) error
 }
 
 // Options of New. All fields but DefaultUser and Patience are required.
 type Options struct {
-	Engine orchestrator.Engine
-	Images api.Images
-	Layout paths.Layout
-	// Exports is not asked unless a session has more than one image with applications.
+	Engine  orchestrator.Engine
+	Images  api.Images
+	Layout  paths.Layout
 	Exports Exporter
 	// Plan resolves a profile as the caller sees it.
-	Plan    func(ctx context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error)
-	Probe   func(Target) Prober
-	Cookie  func() (file []byte, err error) // a new Xauthority file
+	Plan   func(ctx context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error)
+	Probe  func(Target) Prober
+	Cookie func() (file []byte, err error) // a new Xauthority file
+	// Tell sends messages over the session bus in a runtime directory on the host.
+	Tell    func(ctx context.Context, runtimeDir string, messages []look.Message) error
 	Screen  Screen
 	Gateway Gateway
 	Log     *slog.Logger
@@ -441,10 +447,8 @@ func (m *Manager) Plan(ctx context.Context, c api.Caller, req api.UpRequest) (ap
 	if err != nil {
 		return api.Plan{}, err
 	}
-	if len(p.Apps) > 0 {
-		if p.Claims, err = m.opt.Exports.Claims(ctx, p); err != nil {
-			return api.Plan{}, err
-		}
+	if err := m.opt.Exports.Complete(ctx, p); err != nil {
+		return api.Plan{}, err
 	}
 	return *p, nil
 }

@@ -22,6 +22,7 @@ import (
 	"berth/orchestrator/fake"
 	"berth/profiles"
 	"berth/session/api"
+	"berth/session/look"
 )
 
 const patience = 30 * time.Second
@@ -40,8 +41,11 @@ type bed struct {
 	mu       sync.Mutex
 	attached map[string]int // name -> port
 	sizes    []string
-	deaf     bool // neither does the gateway let anybody in, nor does the display answer
-	ensured  []api.EnsureOptions
+	// resources are what SetResources was told, in order.
+	resources []map[string]string
+	told      []look.Message
+	deaf      bool // neither does the gateway let anybody in, nor does the display answer
+	ensured   []api.EnsureOptions
 }
 
 func newBed(t *testing.T, comps ...profiles.Component) *bed {
@@ -111,7 +115,7 @@ func (b *bed) start() {
 			return &p, nil
 		},
 		Probe:  func(Target) Prober { return prober{b.engine} },
-		Cookie: func() ([]byte, error) { return []byte("cookie"), nil }, Screen: b, Gateway: b, Patience: b.patience,
+		Cookie: func() ([]byte, error) { return []byte("cookie"), nil }, Tell: b.tell, Screen: b, Gateway: b, Patience: b.patience,
 		Log: slog.New(slog.NewTextHandler(&syncWriter{w: b.log}, nil))})
 	if err != nil {
 		b.t.Fatal(err)
@@ -199,6 +203,20 @@ func (b *bed) Resize(_ context.Context, _, _ string, w, h, dpi int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sizes = append(b.sizes, fmt.Sprintf("%dx%d@%d", w, h, dpi))
+	return nil
+}
+
+func (b *bed) SetResources(_ context.Context, _, _ string, values map[string]string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.resources = append(b.resources, values)
+	return nil
+}
+
+func (b *bed) tell(_ context.Context, runtimeDir string, messages []look.Message) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.told = append(b.told, messages...)
 	return nil
 }
 

@@ -3,6 +3,8 @@ package session
 import (
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"berth/profiles"
 )
 
@@ -36,7 +38,7 @@ const (
 
 // decide says what follows from the exit of c. It has no side effects.
 func decide(c profiles.Component, f exitFacts) (action, time.Duration) {
-	if f.isSession && f.code == 0 && f.wasReady {
+	if f.isSession && f.wasReady && (f.code == 0 || asked(f.code)) {
 		return actLogout, 0
 	}
 	for _, p := range c.Ready {
@@ -59,6 +61,12 @@ func decide(c profiles.Component, f exitFacts) (action, time.Duration) {
 		return actFail, 0
 	}
 	return actRestart, backoff(f.attempts)
+}
+
+// asked tells whether an exit code is that of a program which was asked to end by a signal and died of it. For a session
+// component that is a log-out as well: LXDE's log-out does nothing else to lxsession.
+func asked(code int) bool {
+	return code == 128+int(unix.SIGTERM) || code == 128+int(unix.SIGHUP) || code == 128+int(unix.SIGINT)
 }
 
 // backoff is the pause before the restart that follows the n-th consecutive exit, n >= 1.

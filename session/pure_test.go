@@ -29,6 +29,8 @@ func TestDecide(t *testing.T) {
 		pause   time.Duration
 	}{
 		{"session_exits_cleanly", "on-failure", "", exitFacts{isSession: true, wasReady: true, attempts: 1}, actLogout, 0},
+		{"session_is_asked_to_end", "on-failure", "", exitFacts{isSession: true, wasReady: true, code: 143, attempts: 1}, actLogout, 0},
+		{"session_is_killed", "on-failure", "", exitFacts{isSession: true, wasReady: true, code: 137, attempts: 1}, actRestart, backoffFirst},
 		{"session_crashes", "on-failure", "", exitFacts{isSession: true, wasReady: true, code: 1, attempts: 1}, actRestart, backoffFirst},
 		{"session_ends_before_ready", "always", "", exitFacts{isSession: true, attempts: 1}, actRestart, backoffFirst},
 		{"clean_exit_on_failure", "on-failure", "", exitFacts{wasReady: true, attempts: 1}, actDone, 0},
@@ -73,6 +75,14 @@ func TestAccountsReplaceTheImagesOwn(t *testing.T) {
 	want := "root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000:user:/home/user:/bin/bash\n"
 	if d := cmp.Diff(want, string(passwdWith([]byte(base), id))); d != "" {
 		t.Errorf("passwd (-want +got):\n%s", d)
+	}
+	for base, want := range map[string]string{
+		"": "/bin/bash", "root:x:0:0::/root:/bin/ash\n": "/bin/ash", "root:x:0:0::/root:/usr/sbin/nologin\n": "/bin/bash",
+		"root:x:0:0::/root:\n": "/bin/bash", "root:x:0:0:/root:/bin/sh": "/bin/bash", "daemon:x:1:1::/:/bin/sh\nroot:x:0:0::/root:/bin/zsh": "/bin/zsh",
+	} {
+		if got := shellOf(passwdWith([]byte(base), id), id.UID); got != want {
+			t.Errorf("the shell beside %q is %q; want %q", base, got, want)
+		}
 	}
 	if d := cmp.Diff("root:x:0:\nuser:x:1000:\n", string(groupWith([]byte("root:x:0:\nold:x:1000:a,b\n"), id))); d != "" {
 		t.Errorf("group (-want +got):\n%s", d)
@@ -151,7 +161,7 @@ func TestContainerSpec(t *testing.T) {
 	for _, c := range []profiles.Component{
 		{Name: "display", Command: []string{"Xvfb", ":0"}, Provides: []string{"display"}, Needs: []string{"x11"}},
 		{Name: "panel", Command: []string{"xfce4-panel", "--dir=${RUNTIME_DIR}/${SESSION}"}, Provides: []string{"panel"},
-			Needs: []string{"x11", "bus", "audio", "home"}, Env: map[string]string{"A": "${HOME}/a", "B": "${B}", "SIZE": "${DISPLAY_WIDTH}x${DISPLAY_HEIGHT}"}, StopSig: "HUP"},
+			Needs: []string{"x11", "bus", "audio", "home"}, Env: map[string]string{"A": "${HOME}/a", "B": "${B}", "SIZE": "${DISPLAY_WIDTH}x${DISPLAY_HEIGHT}@${DISPLAY_SCALE}"}, StopSig: "HUP"},
 	} {
 		t.Run(c.Name, func(t *testing.T) {
 			spec, err := containerSpec(c, in)

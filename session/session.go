@@ -27,15 +27,17 @@ type record struct {
 	Plan      profiles.Plan     `json:"plan"`
 	Images    map[string]string `json:"images"` // as the plan names them -> full reference
 	Exports   []export          `json:"exports,omitempty"`
-	Home      string            `json:"home"` // on the host
-	Volume    string            `json:"volume,omitempty"`
-	Password  string            `json:"password"`
-	Token     string            `json:"token"`
-	VNCPort   int               `json:"vnc_port,omitempty"`
-	Exact     bool              `json:"exact,omitempty"`
-	Created   time.Time         `json:"created"`
-	ReadyMS   int64             `json:"ready_ms,omitempty"` // 0: the start was not finished
-	Spans     []api.Span        `json:"spans,omitempty"`
+	// Off has the directories, below the wires, that switch autostart entries off, by the image as the plan names it.
+	Off      map[string]string `json:"off,omitempty"`
+	Home     string            `json:"home"` // on the host
+	Volume   string            `json:"volume,omitempty"`
+	Password string            `json:"password"`
+	Token    string            `json:"token"`
+	VNCPort  int               `json:"vnc_port,omitempty"`
+	Exact    bool              `json:"exact,omitempty"`
+	Created  time.Time         `json:"created"`
+	ReadyMS  int64             `json:"ready_ms,omitempty"` // 0: the start was not finished
+	Spans    []api.Span        `json:"spans,omitempty"`
 }
 
 const recordVersion = 1
@@ -54,8 +56,11 @@ type session struct {
 	id     string // the pod's
 	wires  wires
 	tracer *tracer
-	// What the start adds to rec (images, home, port, time) mu guards; the rest does not change.
+	// What the start adds to rec (images, home, port, time) and what Set changes (the plan's look and keyboard) mu guards; the
+	// rest does not change.
 	rec record
+	// setMu lets one Set at a time through.
+	setMu sync.Mutex
 
 	ctx    context.Context // of supervision
 	cancel context.CancelFunc

@@ -15,6 +15,7 @@ import (
 
 	"berth/orchestrator"
 	"berth/profiles"
+	"berth/session/look"
 )
 
 // specInput is all that containerSpec needs to know.
@@ -26,9 +27,11 @@ type specInput struct {
 	image   string // full reference
 	passwd  string // path on the host of the passwd file for this image
 	group   string
+	shell   string               // of the user in this image
 	files   []orchestrator.Mount // of Component.Files, already written
 	tools   string               // on the host: the directory of programs that every component finds in toolsDir
 	exports []export
+	off     string // a directory inside, for XDG_CONFIG_DIRS, that switches autostart entries of the image off; "" if there are none
 	plan    *profiles.Plan
 }
 
@@ -100,13 +103,14 @@ func needs(c profiles.Component, wire string) bool { return slices.Contains(c.Ne
 
 func (in specInput) runtimeDir() string { return "/run/user/" + strconv.Itoa(in.id.UID) }
 
-// expander replaces ${UID}, ${USER}, ${HOME}, ${RUNTIME_DIR}, ${SESSION}, ${DISPLAY_WIDTH} and ${DISPLAY_HEIGHT}; any other
-// ${...} stays for the program.
+// expander replaces ${UID}, ${USER}, ${HOME}, ${RUNTIME_DIR}, ${SESSION}, ${DISPLAY_WIDTH}, ${DISPLAY_HEIGHT} and
+// ${DISPLAY_SCALE}; any other ${...} stays for the program.
 func (in specInput) expander() func(string) string {
 	d := in.plan.Display
 	return strings.NewReplacer("${UID}", strconv.Itoa(in.id.UID), "${USER}", in.id.Name, "${HOME}", in.id.Home,
 		"${RUNTIME_DIR}", in.runtimeDir(), "${SESSION}", in.session,
-		"${DISPLAY_WIDTH}", strconv.Itoa(d.Width), "${DISPLAY_HEIGHT}", strconv.Itoa(d.Height)).Replace
+		"${DISPLAY_WIDTH}", strconv.Itoa(d.Width), "${DISPLAY_HEIGHT}", strconv.Itoa(d.Height),
+		"${DISPLAY_SCALE}", strconv.Itoa(look.MonitorScale(in.plan))).Replace
 }
 
 // environ is the environment of a component, sorted by name so that plans and tests are stable.
@@ -114,9 +118,11 @@ func (in specInput) environ(c profiles.Component, expand func(string) string) []
 	rd := in.runtimeDir()
 	env := map[string]string{
 		"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/games",
-		"HOME": in.id.Home, "USER": in.id.Name, "LOGNAME": in.id.Name, "SHELL": "/bin/bash", "LANG": "C.UTF-8",
+		"HOME": in.id.Home, "USER": in.id.Name, "LOGNAME": in.id.Name, "SHELL": cmp.Or(in.shell, defaultShell), "LANG": "C.UTF-8",
 		"XDG_RUNTIME_DIR": rd, "XDG_SESSION_TYPE": "x11", "NO_AT_BRIDGE": "1", "container": "berth",
 		"BERTH_SESSION": in.session, "BERTH_COMPONENT": c.Name,
+		// Without an input method GTK would load the frontend of one and look for its daemon.
+		"GTK_IM_MODULE": "gtk-im-context-simple",
 	}
 	if in.plan.Audio.Server != "none" {
 		env["PULSE_SERVER"] = "unix:" + rd + "/pulse/native"
@@ -145,6 +151,9 @@ func (in specInput) environ(c profiles.Component, expand func(string) string) []
 	}
 	for k, v := range c.Env {
 		env[k] = expand(v)
+	}
+	if in.off != "" {
+		env["XDG_CONFIG_DIRS"] = in.off + ":" + cmp.Or(env["XDG_CONFIG_DIRS"], "/etc/xdg")
 	}
 	for _, e := range in.seen(c) {
 		// An image's own come first: what is in both is started in place.

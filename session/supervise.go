@@ -152,7 +152,7 @@ func (s *session) runOnce(ctx context.Context, c *component) (pid int, ready boo
 	}
 	s.noteComponent(c, compReady, func() {
 		c.err = nil
-		if c.ready == 0 && !c.OnDemand {
+		if c.ready == 0 && s.starting && !c.OnDemand {
 			c.ready = time.Since(s.rec.Created)
 		}
 	})
@@ -206,6 +206,12 @@ func (s *session) probe(ctx context.Context, c *component) error {
 			s.mu.Unlock()
 			if err := s.m.opt.Screen.Resize(ctx, s.wires.xsocket(), s.wires.xauthority(), w, h, s.rec.Plan.Display.DPI); err != nil {
 				return fmt.Errorf("size %dx%d: %w", w, h, err)
+			}
+			s.mu.Lock()
+			plan := s.rec.Plan
+			s.mu.Unlock()
+			if err := s.dressDisplay(ctx, &plan); err != nil {
+				return err
 			}
 		}
 		end(want.String())

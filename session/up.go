@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,6 +27,7 @@ import (
 	"berth/orchestrator"
 	"berth/profiles"
 	"berth/session/api"
+	"berth/session/autostart"
 )
 
 // Up implements api.Manager.
@@ -189,6 +191,9 @@ func (s *session) start(ctx context.Context, caller api.Caller, undo *revert.Sta
 		if err := s.wires.lay(gctx, s.rec.User, s.name, cookie, s.rec.Plan.Apps); err != nil {
 			return err
 		}
+		if err := s.wires.layLook(&s.rec.Plan); err != nil {
+			return err
+		}
 		return s.claimHome()
 	})
 	g.Go(func() error {
@@ -224,6 +229,9 @@ func (s *session) start(ctx context.Context, caller api.Caller, undo *revert.Sta
 	if err := s.makeHome(ctx, undo); err != nil {
 		return err
 	}
+	if err := s.switchOff(ctx); err != nil {
+		return err
+	}
 	if err := s.listen(); err != nil {
 		return err
 	}
@@ -255,6 +263,45 @@ func (s *session) export(ctx context.Context, refs map[string]string) ([]export,
 		})
 	}
 	return out, g.Wait()
+}
+
+// DesktopImages are the images whose components may start autostart entries: those on the display.
+func DesktopImages(p *profiles.Plan) []string {
+	var out []string
+	for _, c := range p.Components {
+		if needs(c, profiles.WireX11) && needs(c, profiles.WireBus) && !slices.Contains(out, c.Image) {
+			out = append(out, c.Image)
+		}
+	}
+	return out
+}
+
+// switchOff hides the autostart entries of images that would start what the session has already.
+func (s *session) switchOff(ctx context.Context) error {
+	for i, image := range DesktopImages(&s.rec.Plan) {
+		off, err := s.m.opt.Exports.AutostartOff(ctx, s.rec.Images[image], image, &s.rec.Plan)
+		if err != nil {
+			return err
+		}
+		if len(off) == 0 {
+			continue
+		}
+		name := "autostart-" + strconv.Itoa(i)
+		dir := filepath.Join(s.wires.berth(), name, "autostart")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		for _, o := range off {
+			if err := os.WriteFile(filepath.Join(dir, filepath.Base(o.File)), []byte(autostart.Hidden), 0o644); err != nil {
+				return fmt.Errorf("autostart entry %q: %w", o.File, err)
+			}
+		}
+		if s.rec.Off == nil {
+			s.rec.Off = map[string]string{}
+		}
+		s.rec.Off[image] = "/run/berth/" + name
+	}
+	return nil
 }
 
 // awaitStart waits until every required component is ready, or one has failed.
@@ -376,8 +423,12 @@ func (s *session) create(ctx context.Context, c *component) error {
 	if err != nil {
 		return err
 	}
+	shell, err := s.shell(passwd)
+	if err != nil {
+		return err
+	}
 	in := specInput{session: s.name, id: s.rec.User, wires: s.wires, home: s.homeSource(), image: c.ref, passwd: passwd, group: group,
-		tools: s.m.opt.Layout.Tools(), exports: s.rec.Exports, plan: &s.rec.Plan}
+		shell: shell, tools: s.m.opt.Layout.Tools(), exports: s.rec.Exports, off: s.rec.Off[c.Image], plan: &s.rec.Plan}
 	if in.files, err = writeFiles(s.wires, c.Component, in.expander()); err != nil {
 		return err
 	}
@@ -412,6 +463,14 @@ func (s *session) accounts(ctx context.Context, ref string) (passwd, group strin
 	}
 	group, err = write("group", groupWith)
 	return passwd, group, err
+}
+
+// shell is the user's in a passwd of accounts.
+func (s *session) shell(passwd string) (string, error) {
+	s.mu.Lock() // another component of the same image may be writing it
+	defer s.mu.Unlock()
+	text, err := os.ReadFile(passwd)
+	return shellOf(text, s.rec.User.UID), err
 }
 
 func (s *session) remote() Remote {

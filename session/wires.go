@@ -15,6 +15,7 @@ import (
 	"berth/internal/revert"
 	"berth/internal/rmtree"
 	"berth/profiles"
+	"berth/session/look"
 )
 
 // wires is the directory of one session on the host: a tmpfs of its own, so that a session that fills it hurts nobody
@@ -24,7 +25,8 @@ import (
 //	runtime/  XDG_RUNTIME_DIR (0700)
 //	shm/      /dev/shm (1777)
 //	etc/      passwd, group, hosts, hostname, resolv.conf, machine-id, and the components' own files
-//	berth/    /run/berth, read-only: Xauthority, the daemon's launch socket, and the places where tools and exports are mounted
+//	berth/    /run/berth, read-only: Xauthority, the daemon's launch socket, look with the files of session/look, and the places
+//	          where tools and exports are mounted
 //	systemd/  /run/systemd, read-only, where Berth answers for systemd-logind
 //	home/     a home of the host's, mounted here
 type wires struct{ dir string }
@@ -34,6 +36,7 @@ func (w wires) runtime() string    { return filepath.Join(w.dir, "runtime") }
 func (w wires) shm() string        { return filepath.Join(w.dir, "shm") }
 func (w wires) etc() string        { return filepath.Join(w.dir, "etc") }
 func (w wires) berth() string      { return filepath.Join(w.dir, "berth") }
+func (w wires) look() string       { return filepath.Join(w.berth(), filepath.Base(look.Dir)) }
 func (w wires) systemd() string    { return filepath.Join(w.dir, "systemd") }
 func (w wires) home() string       { return filepath.Join(w.dir, "home") }
 func (w wires) xsocket() string    { return filepath.Join(w.tmp(), ".X11-unix", "X0") }

@@ -94,7 +94,7 @@ idle  = "1s"
 		if err := inst.StopDaemon(); err != nil {
 			t.Fatal(err)
 		}
-		inst.List(t) // starts another
+		inst.Up(t, "openbox", "--name", "t-starts-daemon", "--set", `home.kind="ephemeral"`)
 		berthtest.WaitUntil(t, "the component to be idle", is("apps-openbox", "idle"))
 		inst.Exec(t, s.Name, "panel", "gtk-launch", "debian-xterm")
 		w := waitWindow(t, c, "XTerm")

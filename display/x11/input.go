@@ -76,12 +76,13 @@ func (c *Conn) fake(ctx context.Context, f func(fake func(typ, detail byte, x, y
 
 // keysyms of X11/keysymdef.h that have no character of their own.
 const (
-	KeyReturn = 0xff0d
-	KeyTab    = 0xff09
-	KeyEscape = 0xff1b
-	KeyShift  = 0xffe1
-	KeyCtrl   = 0xffe3
-	KeyAlt    = 0xffe9
+	KeyBackspace = 0xff08
+	KeyReturn    = 0xff0d
+	KeyTab       = 0xff09
+	KeyEscape    = 0xff1b
+	KeyShift     = 0xffe1
+	KeyCtrl      = 0xffe3
+	KeyAlt       = 0xffe9
 )
 
 // keysym is the keysym of a character: its own code in Latin-1, else 0x01000000 plus the code (X protocol, appendix A).

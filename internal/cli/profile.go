@@ -17,12 +17,12 @@ import (
 func (c *CLI) profileCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "profile",
-		Short: "List, show and check profiles",
-		Long: "List, show and check profiles, the TOML files that say what a session is made of. They lie in\n" +
+		Short: "List, show, check and make profiles",
+		Long: "List, show, check and make profiles, the TOML files that say what a session is made of. They lie in\n" +
 			"~/.config/berth/profiles and /etc/berth/profiles, and some are built in; the first of a name counts.",
 		Example: "  berth profile ls\n  berth profile check ./duo.toml\n  berth profile plan xfce",
 	})
-	cmd.AddCommand(c.profileLs(), c.profileShow(), c.profileCheck(), c.profilePlan(), c.profileGraph())
+	cmd.AddCommand(c.profileLs(), c.profileShow(), c.profileCheck(), c.profilePlan(), c.profileGraph(), c.profileNew())
 	return cmd
 }
 
@@ -147,17 +147,22 @@ func (c *CLI) profileCheck() *cobra.Command {
 			file, _, err := c.profileText(args[0])
 			if err == nil {
 				_, err = profiles.Load(args[0], c.sources(), set...)
-			}
-			if err == nil {
-				// What only shows beside the components of display, audio and bus. Without a planner or a daemon, the text
-				// alone was checked.
-				var plan api.Plan
-				if plan, err = c.planOf(cmd.Context(), args[0], set); errors.Is(err, errNoPlanner) {
-					err = nil
+				// The plan's errors have those of the text in them, and what only shows beside the components of display,
+				// audio and bus. Without a planner or a daemon, the text alone is checked.
+				plan, planErr := c.planOf(cmd.Context(), args[0], set)
+				if planErr != nil && !errors.Is(planErr, errNoPlanner) {
+					err = planErr
 				}
-				c.warn(plan)
+				if err == nil {
+					c.warn(plan)
+				}
 			}
+			var list profiles.Errors
 			if !asJSON {
+				if errors.As(err, &list) { // each begins with its place, as editors read it
+					fmt.Fprintln(c.Stderr, list)
+					return exitError(1)
+				}
 				if err != nil {
 					return err
 				}
@@ -224,9 +229,9 @@ func (c *CLI) warn(plan api.Plan) {
 	}
 }
 
-// withClaims asks the daemon, which has the images, which of them compete for names on the bus. Without an answer the plan
-// stays as it is.
-func (c *CLI) withClaims(ctx context.Context, ref string, set []string, plan api.Plan) api.Plan {
+// withImages asks the daemon, which has the images, what they make of the plan: which of them compete for names on the bus,
+// and what they would start by themselves. Without an answer the plan stays as it is.
+func (c *CLI) withImages(ctx context.Context, ref string, set []string, plan api.Plan) api.Plan {
 	cl, err := c.client()
 	if err == nil {
 		err = ping(cl.Socket)
@@ -240,7 +245,9 @@ func (c *CLI) withClaims(ctx context.Context, ref string, set []string, plan api
 			}
 		}
 	}
-	c.note("berth: which image starts which service on the bus is shown when a daemon runs: %v", err)
+	if len(plan.Apps) > 0 {
+		c.note("berth: which image starts which service on the bus is shown when a daemon runs: %v", err)
+	}
 	return plan
 }
 
@@ -250,7 +257,7 @@ func (c *CLI) profilePlan() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "plan PROFILE",
 		Short:             "Show what a session of a profile would be",
-		Long:              "Resolve a profile into its components, in the order in which they can start. Nothing is started.\n\nWhile a daemon runs, it also shows the names on the session bus that several\nimages could start, and which one does.",
+		Long:              "Resolve a profile into its components, in the order in which they can start. Nothing is started.\n\nWhile a daemon runs, it also shows what depends on the images: the names on the\nsession bus that several could start, and which one does, and the autostart\nentries that are switched off because the session has something instead.",
 		Example:           "  berth profile plan xfce\n  berth profile plan xfce --set audio.server=none --json",
 		Args:              nargs(1, 1),
 		ValidArgsFunction: c.completeProfile,
@@ -259,8 +266,8 @@ func (c *CLI) profilePlan() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if len(plan.Apps) > 0 && c.Plan != nil { // a daemon's answer has them already
-				plan = c.withClaims(cmd.Context(), args[0], set, plan)
+			if c.Plan != nil { // else it is a daemon's answer already
+				plan = c.withImages(cmd.Context(), args[0], set, plan)
 			}
 			c.warn(plan)
 			if asJSON {

@@ -18,9 +18,11 @@ import (
 	"berth/session"
 	"berth/session/api"
 	"berth/session/audio"
+	"berth/session/autostart"
 	"berth/session/bus"
 	"berth/session/export"
 	"berth/session/launch"
+	"berth/session/look"
 	"berth/session/probe"
 	"berth/session/systembus"
 )
@@ -30,12 +32,20 @@ import (
 func Plan(_ context.Context, c api.Caller, req api.UpRequest) (*profiles.Plan, error) {
 	src := profiles.StandardSources(c.Home, c.UID, assets.Profiles)
 	if req.Source != "" {
-		return profiles.ResolveText(req.Profile, []byte(req.Source), src, req.Set, infrastructure)
+		return dressed(profiles.ResolveText(req.Profile, []byte(req.Source), src, req.Set, infrastructure))
 	}
 	if strings.ContainsRune(req.Profile, '/') || strings.HasSuffix(req.Profile, ".toml") {
 		return nil, fmt.Errorf("profile %q: %w: a file is sent with its text", req.Profile, orchestrator.ErrInvalid)
 	}
-	return profiles.Resolve(req.Profile, src, req.Set, infrastructure)
+	return dressed(profiles.Resolve(req.Profile, src, req.Set, infrastructure))
+}
+
+// dressed adds to a plan what its look and locale need.
+func dressed(p *profiles.Plan, err error) (*profiles.Plan, error) {
+	if err == nil {
+		look.Extend(p)
+	}
+	return p, err
 }
 
 // PlanHere is Plan for the user of this process, without a daemon: what one would answer, whatever $HOME says.
@@ -60,8 +70,18 @@ func infrastructure(p *profiles.Profile) ([]profiles.Component, error) {
 	return slices.Concat(d, a, bus.Components(), systembus.Components(p.SystemBus, p.Locale), launch.Components(p.Apps)), p.CheckImages(images.RecipeNames())
 }
 
+// displays is for how many displays the cookie of a session is good: the first, and X servers that its components run inside it.
+const displays = 10
+
 // cookie makes the Xauthority file of a new session.
-func cookie() ([]byte, error) { return xauth.Marshal(xauth.Wild(0, xauth.NewCookie())) }
+func cookie() ([]byte, error) {
+	c := xauth.NewCookie()
+	var entries []xauth.Entry
+	for n := range displays {
+		entries = append(entries, xauth.Wild(n, c))
+	}
+	return xauth.Marshal(entries...)
+}
 
 // doors is session.Gateway on a gateway, and gateway.Sessions on a manager, which is set before either is used.
 type doors struct {
@@ -118,25 +138,45 @@ func (e exports) Export(ctx context.Context, ref string, app profiles.App) (stri
 	return dir, err
 }
 
-func (e exports) Claims(ctx context.Context, p *profiles.Plan) ([]profiles.Claim, error) {
+func (e exports) AutostartOff(ctx context.Context, ref, image string, p *profiles.Plan) ([]profiles.AutostartOff, error) {
+	entries, err := e.Cache.Autostart(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return autostart.Off(entries, image, p), nil
+}
+
+func (e exports) Complete(ctx context.Context, p *profiles.Plan) error {
 	var apps []profiles.App
 	var reports []export.Report
 	for _, app := range p.Apps {
 		ref, err := e.resolve(app.Image)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		_, report, err := e.Cache.Export(ctx, ref, app)
 		if errors.Is(err, orchestrator.ErrNotFound) {
 			continue // not built yet
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		apps, reports = append(apps, app), append(reports, report)
 	}
 	bus, _ := p.Component(p.Owner("bus"))
-	return export.Claims(apps, reports, bus.Image), nil
+	p.Claims = export.Claims(apps, reports, bus.Image)
+	for _, image := range session.DesktopImages(p) {
+		ref, err := e.resolve(image)
+		if err != nil {
+			return err
+		}
+		off, err := e.AutostartOff(ctx, ref, image, p)
+		if err != nil && !errors.Is(err, orchestrator.ErrNotFound) {
+			return err
+		}
+		p.AutostartOff = append(p.AutostartOff, off...)
+	}
+	return nil
 }
 
 func newProber(t session.Target) session.Prober { return probe.New(probe.Target(t)) }

@@ -28,6 +28,7 @@ import (
 	"berth/session/api"
 	"berth/session/api/server"
 	"berth/session/export"
+	"berth/session/probe"
 )
 
 // stopTimeout is how long the engine's programs get to end when the daemon does.
@@ -104,7 +105,7 @@ func Run(ctx context.Context, opt cli.DaemonOptions) (err error) {
 	defer gw.Close()
 	shown := exports{&export.Cache{Dir: l.Exports(), Images: engine.Images(), Inside: session.ExportsDir, Log: log}, store.Resolve}
 	if manager, err = session.New(ctx, session.Options{Engine: engine, Images: store, Exports: shown, Layout: l, Plan: Plan, Probe: newProber,
-		Cookie: cookie, Screen: display.Screen{}, Gateway: d, Log: log, DefaultUser: cfg.Session.User, Patience: cfg.Session.Patience}); err != nil {
+		Cookie: cookie, Tell: probe.Tell, Screen: display.Screen{}, Gateway: d, Log: log, DefaultUser: cfg.Session.User, Patience: cfg.Session.Patience}); err != nil {
 		return err
 	}
 	defer manager.Close()

@@ -165,6 +165,40 @@ type DaemonInfo struct {
 // Plan is the answer to a plan request.
 type Plan = profiles.Plan
 
+// GuessRequest asks how the desktop in an image is started.
+type GuessRequest struct {
+	Image   string `json:"image"`             // a reference, or a built-in recipe's name; fetched or built if it is not there
+	Session string `json:"session,omitempty"` // the name of one of its sessions; chosen if absent
+	Profile string `json:"profile,omitempty"` // what to call the profile; after the image if absent
+}
+
+// GuessEvent is one line of the answer to GuessRequest: progress, then exactly one with Guess or Error.
+type GuessEvent struct {
+	Message string `json:"message,omitempty"`
+	Build   *Build `json:"build,omitempty"`
+	Guess   *Guess `json:"guess,omitempty"`
+	Error   *Error `json:"error,omitempty"`
+}
+
+// Guess is how the desktop in an image is started.
+type Guess struct {
+	Image   string           `json:"image"` // as the profile names it
+	Session GuessedSession   `json:"session"`
+	Reason  string           `json:"reason"` // why this session
+	Others  []GuessedSession `json:"others"`
+	Notes   []string         `json:"notes,omitempty"` // what should be known of the image
+	Profile string           `json:"profile"`         // the profile's name
+	Source  string           `json:"source"`          // its text
+}
+
+// GuessedSession is something in an image that could be started.
+type GuessedSession struct {
+	Name    string   `json:"name"`
+	Title   string   `json:"title"` // for people
+	Command []string `json:"command"`
+	From    string   `json:"from"` // where that was found
+}
+
 // ImageList is the answer to GET /v1/images.
 type ImageList struct {
 	Images  []orchestrator.Image `json:"images"`
@@ -202,6 +236,11 @@ type Size struct {
 type ResizeRequest struct {
 	Size
 	Nearest bool `json:"nearest,omitempty"`
+}
+
+// SetRequest changes keys of a running session's profile.
+type SetRequest struct {
+	Set []string `json:"set"` // KEY=VALUE, as in UpRequest
 }
 
 // BuildRequest builds built-in recipes.

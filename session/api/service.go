@@ -47,11 +47,17 @@ type Manager interface {
 	Events(ctx context.Context, c Caller) (<-chan Event, error)
 	// Shot returns the screen as PNG.
 	Shot(ctx context.Context, c Caller, name string) ([]byte, error)
+	// Set changes the look and the keyboard of a session that runs, and what its components find when they are restarted.
+	// Any other key is profiles.Errors.
+	Set(ctx context.Context, c Caller, name string, req SetRequest) error
 	// Resize sets the screen's size in pixels through RandR and returns what it has become.
 	Resize(ctx context.Context, c Caller, name string, req ResizeRequest) (Size, error)
 	Trace(ctx context.Context, c Caller, name string) (Trace, error)
 	// Plan resolves a profile without starting anything.
 	Plan(ctx context.Context, c Caller, req UpRequest) (Plan, error)
+	// Guess finds out how the desktop in an image is started and makes a profile of it. An image that is missing is built or
+	// pulled first. One without a desktop is ErrNotFound. progress may be nil.
+	Guess(ctx context.Context, c Caller, req GuessRequest, progress func(UpEvent)) (Guess, error)
 }
 
 // BuildOptions of Images.Build.

@@ -19,6 +19,7 @@ import (
 	"berth/internal/rmtree"
 	"berth/orchestrator"
 	"berth/profiles"
+	"berth/session/autostart"
 )
 
 // version is a part of every key: it changes when Write makes something else of the same image.
@@ -37,11 +38,34 @@ type Cache struct {
 
 // Export returns the directory with what the image ref shows to others, which is made if it is not there, and its report.
 func (c *Cache) Export(ctx context.Context, ref string, app profiles.App) (string, Report, error) {
+	dir, report, err := c.get(ctx, ref, append([]string{"share", app.Component}, app.Export...), func(root fs.FS, tmp string) (Report, error) {
+		return Write(root, tmp, Options{Component: app.Component, Patterns: app.Export, Dir: path.Join(c.Inside, app.Component)})
+	})
+	if err != nil {
+		return "", Report{}, fmt.Errorf("exports of image %q: %w", ref, err)
+	}
+	return dir, report, nil
+}
+
+// Autostart returns the autostart entries of the image ref.
+func (c *Cache) Autostart(ctx context.Context, ref string) ([]autostart.Entry, error) {
+	_, report, err := c.get(ctx, ref, []string{"autostart"}, func(root fs.FS, _ string) (r Report, err error) {
+		r.Autostart, err = autostart.Entries(root)
+		return r, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("autostart entries of image %q: %w", ref, err)
+	}
+	return report.Autostart, nil
+}
+
+// get returns what make has made of an image, now or earlier. what is a part of the key.
+func (c *Cache) get(ctx context.Context, ref string, what []string, make func(root fs.FS, dir string) (Report, error)) (string, Report, error) {
 	img, err := c.Images.Get(ctx, ref)
 	if err != nil {
 		return "", Report{}, err
 	}
-	h := sha256.Sum256([]byte(strings.Join(append([]string{version, img.Digest, app.Component}, app.Export...), "\x00")))
+	h := sha256.Sum256([]byte(strings.Join(append([]string{version, img.Digest}, what...), "\x00")))
 	key := hex.EncodeToString(h[:10])
 	c.mu.Lock()
 	if c.locks == nil {
@@ -62,10 +86,10 @@ func (c *Cache) Export(ctx context.Context, ref string, app profiles.App) (strin
 		return dir, report, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return "", Report{}, fmt.Errorf("exports of image %q: %w", ref, err)
+		return "", Report{}, err
 	}
-	if report, err = c.make(ctx, ref, img.Digest, app, dir); err != nil {
-		return "", Report{}, fmt.Errorf("exports of image %q: %w", ref, err)
+	if report, err = c.make(ctx, ref, img.Digest, dir, make); err != nil {
+		return "", Report{}, err
 	}
 	for _, s := range report.Skipped {
 		c.Log.Warn("not shown to other images", "image", ref, "file", s.File, "why", s.Why)
@@ -74,7 +98,7 @@ func (c *Cache) Export(ctx context.Context, ref string, app profiles.App) (strin
 }
 
 // make writes into a directory beside dir and renames it.
-func (c *Cache) make(ctx context.Context, ref, digest string, app profiles.App, dir string) (report Report, err error) {
+func (c *Cache) make(ctx context.Context, ref, digest, dir string, write func(root fs.FS, dir string) (Report, error)) (report Report, err error) {
 	if err := os.MkdirAll(c.Dir, 0o711); err != nil {
 		return Report{}, err
 	}
@@ -91,7 +115,7 @@ func (c *Cache) make(ctx context.Context, ref, digest string, app profiles.App, 
 		return Report{}, err
 	}
 	err = c.Images.View(ctx, ref, func(root fs.FS) error {
-		report, err = Write(root, tmp, Options{Component: app.Component, Patterns: app.Export, Dir: path.Join(c.Inside, app.Component)})
+		report, err = write(root, tmp)
 		return err
 	})
 	if err != nil {

@@ -27,6 +27,7 @@ import (
 
 	"berth/internal/desktopentry"
 	"berth/profiles"
+	"berth/session/autostart"
 	"berth/session/launch"
 )
 
@@ -52,6 +53,8 @@ type Report struct {
 	Applications []string  `json:"applications"`     // desktop file IDs
 	Services     []string  `json:"services"`         // names on the session bus
 	Skipped      []Skipped `json:"skipped,omitempty"`
+	// Autostart is in a report of its own.
+	Autostart []autostart.Entry `json:"autostart,omitempty"`
 }
 
 // Skipped is a file that was left out because something is wrong with it.

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -37,7 +38,7 @@ import (
 
 // Target is a session's wires on the host.
 type Target struct {
-	XSocket, XAuthority string // of display :0
+	XSocket, XAuthority string // of display :0; others lie beside it
 	RuntimeDir, TmpDir  string // XDG_RUNTIME_DIR and /tmp, on the host
 	RuntimeInside       string // XDG_RUNTIME_DIR inside the session's containers
 	UID, GID            int    // the session's user
@@ -58,6 +59,11 @@ func (r *Runner) Close() error { return nil }
 // Wait returns nil as soon as p holds. When ctx ends first, the error says what was waited for and what was seen last.
 func (r *Runner) Wait(ctx context.Context, p profiles.Probe) error {
 	var err error
+	if p.Arg != "" && slices.Contains([]string{"x11", "wm", "dock", "desktop", "painted"}, p.Kind) {
+		inner := *r
+		inner.t.XSocket = filepath.Join(filepath.Dir(r.t.XSocket), "X"+p.Arg)
+		r = &inner
+	}
 	switch p.Kind {
 	case "x11":
 		err = r.x11(ctx)

@@ -363,6 +363,17 @@ func (f *Fake) Resize(_ context.Context, c api.Caller, name string, req api.Resi
 	return size, f.note("Resize", name, req.Width, req.Height)
 }
 
+// Set implements api.Manager; it remembers the options and refuses what no session can change.
+func (f *Fake) Set(_ context.Context, c api.Caller, name string, req api.SetRequest) error {
+	if _, err := f.find(c, name); err != nil {
+		return err
+	}
+	if _, err := profiles.Change(&profiles.Plan{}, req.Set...); err != nil {
+		return err
+	}
+	return f.note("Set", name, strings.Join(req.Set, " "))
+}
+
 // Trace implements api.Manager.
 func (f *Fake) Trace(_ context.Context, c api.Caller, name string) (api.Trace, error) {
 	if _, err := f.find(c, name); err != nil {
@@ -424,6 +435,23 @@ func Plan(profile string) api.Plan {
 				Env: map[string]string{"X": "y"}, Cwd: "/", Optional: true},
 		},
 	}
+}
+
+// Guess implements api.Manager.
+func (f *Fake) Guess(ctx context.Context, _ api.Caller, req api.GuessRequest, progress func(api.UpEvent)) (api.Guess, error) {
+	if err := f.note("Guess", req.Image, req.Session, req.Profile); err != nil {
+		return api.Guess{}, err
+	}
+	progress(api.UpEvent{Message: "pulling image " + req.Image})
+	if err := f.hold(ctx); err != nil {
+		return api.Guess{}, err
+	}
+	name := cmp.Or(req.Profile, "desk")
+	return api.Guess{Image: req.Image, Reason: "it is the first", Profile: name,
+		Session: api.GuessedSession{Name: "lxde", Title: "LXDE", Command: []string{"startlxde"}, From: "/usr/share/xsessions/lxde.desktop"},
+		Others:  []api.GuessedSession{{Name: "openbox", Title: "Openbox", Command: []string{"openbox", "a b"}, From: "program /usr/bin/openbox"}},
+		Notes:   []string{"there is no dbus-daemon in the image"},
+		Source:  fmt.Sprintf("name = %q\n[components.desktop]\nimage = %q\ncommand = [\"startlxde\"]\n", name, req.Image)}, nil
 }
 
 // Images returns f as api.Images (a view, since both interfaces have a Remove).

@@ -1,7 +1,7 @@
 // Package client talks to the daemon's API (docs/openapi.yaml) over its Unix socket.
 //
 // Errors that the daemon answered are *api.Error and match the classes of package orchestrator with errors.Is. Ending
-// the context of Up, Build, Pull, Push and Import asks the daemon to cancel, and the call still waits until the daemon
+// the context of Up, Guess, Build, Pull, Push and Import asks the daemon to cancel, and the call still waits until the daemon
 // has undone what was begun; ending it in any other call drops the connection.
 package client
 
@@ -278,6 +278,28 @@ func (c *Client) Plan(ctx context.Context, req api.UpRequest) (api.Plan, error) 
 	return fetch[api.Plan](ctx, c, "POST", "/v1/plan", nil, req)
 }
 
+// Guess finds out how the desktop in an image is started; progress may be nil.
+func (c *Client) Guess(ctx context.Context, req api.GuessRequest, progress func(api.UpEvent)) (api.Guess, error) {
+	var out api.Guess
+	err := c.stream(ctx, "POST", "/v1/guess", req, func(line json.RawMessage) error {
+		var e api.GuessEvent
+		if err := json.Unmarshal(line, &e); err != nil {
+			return fmt.Errorf("daemon's answer: %w", err)
+		}
+		switch {
+		case e.Error != nil:
+			return e.Error
+		case e.Guess != nil:
+			out = *e.Guess
+			return errLast
+		case progress != nil:
+			progress(api.UpEvent{Message: e.Message, Build: e.Build})
+		}
+		return nil
+	})
+	return out, err
+}
+
 // Stop ends a session; it returns when everything but a home volume is gone.
 func (c *Client) Stop(ctx context.Context, name string) error {
 	return c.call(ctx, "POST", session(name, "/stop"), nil, nil, nil)
@@ -387,6 +409,11 @@ func (c *Client) Resize(ctx context.Context, name string, size api.Size) error {
 // Fit sets the screen's size to the nearest that the X server can have, which it returns.
 func (c *Client) Fit(ctx context.Context, name string, size api.Size) (api.Size, error) {
 	return fetch[api.Size](ctx, c, "POST", session(name, "/resize"), nil, api.ResizeRequest{Size: size, Nearest: true})
+}
+
+// Set changes keys of a running session's profile, each KEY=VALUE.
+func (c *Client) Set(ctx context.Context, name string, set []string) error {
+	return c.call(ctx, "POST", session(name, "/set"), nil, api.SetRequest{Set: set}, nil)
 }
 
 // Trace returns how a session started.

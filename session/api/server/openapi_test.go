@@ -86,10 +86,11 @@ func TestSchemasAndTypesAgree(t *testing.T) {
 		"Session": api.Session{}, "Display": api.Display{}, "Audio": api.Audio{}, "Bus": api.Bus{}, "Remote": api.Remote{},
 		"Component": api.Component{}, "UpRequest": api.UpRequest{}, "UpEvent": api.UpEvent{}, "Build": api.Build{}, "Error": api.Error{},
 		"Event": api.Event{}, "Trace": api.Trace{}, "Span": api.Span{}, "ExecRequest": api.ExecRequest{}, "TermSize": orchestrator.TermSize{},
-		"Size": api.Size{}, "ResizeRequest": api.ResizeRequest{}, "ImageList": api.ImageList{}, "Image": orchestrator.Image{}, "ImageEvent": api.ImageEvent{},
+		"Size": api.Size{}, "ResizeRequest": api.ResizeRequest{}, "SetRequest": api.SetRequest{}, "ImageList": api.ImageList{}, "Image": orchestrator.Image{}, "ImageEvent": api.ImageEvent{},
 		"Progress": orchestrator.Progress{}, "BuildRequest": api.BuildRequest{}, "RefRequest": api.RefRequest{}, "TagRequest": api.TagRequest{},
 		"PruneResult": api.PruneResult{}, "DaemonInfo": api.DaemonInfo{}, "EngineInfo": orchestrator.Info{}, "Plan": api.Plan{},
 		"PlanApp": profiles.App{}, "PlanComponent": profiles.Component{}, "Probe": profiles.Probe{}, "PlanDisplay": profiles.Display{}, "PlanAudio": profiles.Audio{}, "PlanSystemBus": profiles.SystemBus{},
+		"GuessRequest": api.GuessRequest{}, "GuessEvent": api.GuessEvent{}, "Guess": api.Guess{}, "GuessedSession": api.GuessedSession{},
 		"PlanHome": profiles.Home{}, "PlanLook": profiles.Look{}, "PlanLocale": profiles.Locale{}, "PlanLimits": profiles.Limits{},
 	}
 	schemas := document(t).Components.Schemas
@@ -212,6 +213,10 @@ func TestConversationsKeepToTheDocument(t *testing.T) {
 	for body, want := range sizes {
 		do("POST", "/v1/sessions/work/resize", body, want)
 	}
+	do("POST", "/v1/sessions/work/set", `{"set":["look.dark=true"]}`, 204)
+	do("POST", "/v1/sessions/none/set", `{"set":["look.dark=true"]}`, 404)
+	do("POST", "/v1/sessions/work/set", `{"set":["display.size=800x600"]}`, 400)
+	do("POST", "/v1/sessions/work/set", `{"set":[]}`, 400)
 	do("GET", "/v1/sessions/work/trace", "", 200)
 	do("POST", "/v1/sessions/work/exec", `{"component":"none","command":["true"]}`, 404)
 	do("POST", "/v1/sessions/work/exec", `{"component":"panel","command":[]}`, 400)
@@ -223,6 +228,10 @@ func TestConversationsKeepToTheDocument(t *testing.T) {
 	do("POST", "/v1/plan", `{"profile":"xfce"}`, 200)
 	fake.Fail["Plan"] = api.WithHint(fmt.Errorf("fake: profile \"xfce\": %w", orchestrator.ErrInvalid), "read it")
 	do("POST", "/v1/plan", `{"profile":"xfce"}`, 400)
+	do("POST", "/v1/guess", `{"image":"desk:1","session":"lxde","profile":"d"}`, 200)
+	do("POST", "/v1/guess", `{"image":""}`, 400)
+	fake.Fail["Guess"] = fmt.Errorf("image \"none:1\": desktop: %w", orchestrator.ErrNotFound)
+	do("POST", "/v1/guess", `{"image":"none:1"}`, 404)
 	do("GET", "/v1/images", "", 200)
 	do("POST", "/v1/images/build", `{"names":["xfce"],"force":true}`, 200)
 	do("POST", "/v1/images/build", `{"names":["none"]}`, 404)

@@ -109,6 +109,37 @@ func (s *Server) plan(w http.ResponseWriter, r *http.Request, c api.Caller) erro
 	return writeJSON(w, http.StatusOK, plan)
 }
 
+func (s *Server) guess(w http.ResponseWriter, r *http.Request, c api.Caller) error {
+	var req api.GuessRequest
+	if err := readJSON(w, r, maxBody, &req); err != nil {
+		return err
+	}
+	if req.Image == "" {
+		return fmt.Errorf("image: %w: must be named", orchestrator.ErrInvalid)
+	}
+	out := newLines(w)
+	g, err := s.Manager.Guess(r.Context(), c, req, func(e api.UpEvent) {
+		out.progress(api.GuessEvent{Message: e.Message, Build: e.Build})
+	})
+	if g.Others == nil {
+		g.Others = []api.GuessedSession{}
+	}
+	for _, one := range append([]*api.GuessedSession{&g.Session}, pointers(g.Others)...) {
+		if one.Command == nil {
+			one.Command = []string{}
+		}
+	}
+	return out.finish(api.GuessEvent{Guess: &g}, func(e *api.Error) any { return api.GuessEvent{Error: e} }, err)
+}
+
+func pointers[T any](list []T) []*T {
+	out := make([]*T, len(list))
+	for i := range list {
+		out[i] = &list[i]
+	}
+	return out
+}
+
 func (s *Server) stop(w http.ResponseWriter, r *http.Request, c api.Caller) error {
 	if err := s.Manager.Stop(r.Context(), c, r.PathValue("name")); err != nil {
 		return err
@@ -245,6 +276,18 @@ func (s *Server) resize(w http.ResponseWriter, r *http.Request, c api.Caller) er
 	}
 	if req.Nearest {
 		return writeJSON(w, http.StatusOK, size)
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) set(w http.ResponseWriter, r *http.Request, c api.Caller) error {
+	var req api.SetRequest
+	if err := readJSON(w, r, maxBody, &req); err != nil {
+		return err
+	}
+	if err := s.Manager.Set(r.Context(), c, r.PathValue("name"), req); err != nil {
+		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
