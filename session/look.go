@@ -118,7 +118,7 @@ func (m *Manager) Set(ctx context.Context, c api.Caller, name string, req api.Se
 func (s *session) change(ctx context.Context, old, plan *profiles.Plan) error {
 	keys := profiles.Changed(old, plan)
 	changes := look.Changes(plan, keys)
-	if looks := slices.ContainsFunc(keys, func(k string) bool { return strings.HasPrefix(k, "look.") }); looks && len(changes.Scripts) == 0 {
+	if looks := slices.ContainsFunc(keys, func(k string) bool { return strings.HasPrefix(k, "look.") }); looks && len(changes.Scripts)+len(changes.Writers) == 0 {
 		return fmt.Errorf("%w: nothing in it can change its look while it runs; a session that is started with a look can, such as: berth up %s --set look.dark=true",
 			orchestrator.ErrState, plan.Profile)
 	}
@@ -148,8 +148,36 @@ func (s *session) change(ctx context.Context, old, plan *profiles.Plan) error {
 			s.m.opt.Log.Info("look", "session", s.name, "component", c.Component, "output", strings.TrimSpace(out))
 		}
 	}
+	for _, name := range changes.Writers {
+		if err := s.runAgain(ctx, name); err != nil {
+			errs = append(errs, fmt.Errorf("component %q: %w", name, err))
+		}
+	}
 	if len(changes.Messages) > 0 {
 		errs = append(errs, s.m.opt.Tell(ctx, s.wires.runtime(), changes.Messages))
 	}
 	return errors.Join(errs...)
+}
+
+// runAgain runs a component that has ended and is never restarted once more, and waits for its end. Its supervisor is gone.
+func (s *session) runAgain(ctx context.Context, name string) error {
+	c := s.comps[name]
+	s.mu.Lock()
+	over := c.state == compExited || c.state == compFailed
+	s.mu.Unlock()
+	if !over {
+		return nil // it has not run yet, and will find the new files
+	}
+	for len(c.exits) > 0 {
+		<-c.exits // of earlier runs
+	}
+	pid, err := s.m.opt.Engine.StartContainer(ctx, s.id, name)
+	if err != nil {
+		return err
+	}
+	code, err := s.waitExit(ctx, c, pid)
+	if err == nil && code != 0 {
+		err = fmt.Errorf("exited with %s", exitText(code))
+	}
+	return err
 }

@@ -17,6 +17,7 @@ import (
 	"berth/orchestrator/fake"
 	"berth/profiles"
 	"berth/session/api"
+	"berth/session/look"
 )
 
 // dressed is a bed with a component that keeps XFCE's settings, and a record of what was run in which component.
@@ -188,5 +189,41 @@ func TestSetWithoutAnybodyToTell(t *testing.T) {
 	err := b.m.Set(context.Background(), root, "duo", api.SetRequest{Set: []string{"look.dark=true"}})
 	if !errors.Is(err, orchestrator.ErrState) || !strings.Contains(err.Error(), "berth up duo --set look.dark=true") {
 		t.Errorf("Set: %v", err)
+	}
+}
+
+// Where a desktop has nothing but applications that are started on demand, its writer runs again.
+func TestSetRunsWritersAgain(t *testing.T) {
+	dark := true
+	d := newDressed(t, profiles.Look{Dark: &dark}, profiles.Locale{})
+	d.plan.Components = append(d.plan.Components, profiles.Component{Name: "apps", Image: "img", Command: []string{"gnome-apps"},
+		OnDemand: true, Optional: true, Restart: profiles.RestartNever})
+	look.Extend(&d.plan)
+	for _, name := range []string{"xsettingsd", "gnome-apps"} {
+		d.engine.Handle(name, fake.Serve())
+	}
+	var wrote []string
+	d.engine.Handle("sh", func(_ context.Context, p *fake.Process) int {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		wrote = append(wrote, p.Container+": "+strings.Join(p.Args, " ")[:min(len(strings.Join(p.Args, " ")), 40)])
+		return 0
+	})
+	d.up(api.UpRequest{})
+	wrote = slices.DeleteFunc(wrote, func(s string) bool { return !strings.HasPrefix(s, "look-gnome: sh "+look.Dir+"/gnome.sh") })
+	if len(wrote) != 1 {
+		t.Errorf("the writer at the start: %q", wrote)
+	}
+	if got := d.file("gnome.sh"); !strings.Contains(got, "color-scheme='prefer-dark'") {
+		t.Errorf("gnome.sh = %q", got)
+	}
+	if err := d.set("look.dark=false"); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.file("gnome.sh"); !strings.Contains(got, "color-scheme='default'") {
+		t.Errorf("gnome.sh = %q", got)
+	}
+	if n := len(slices.DeleteFunc(slices.Clone(wrote), func(s string) bool { return !strings.HasPrefix(s, "look-gnome: ") })); n != 2 {
+		t.Errorf("the writer ran %d times: %q", n, wrote)
 	}
 }

@@ -152,7 +152,7 @@ func (s *session) runOnce(ctx context.Context, c *component) (pid int, ready boo
 	}
 	s.noteComponent(c, compReady, func() {
 		c.err = nil
-		if c.ready == 0 && !c.OnDemand {
+		if c.ready == 0 && s.starting && !c.OnDemand {
 			c.ready = time.Since(s.rec.Created)
 		}
 	})

@@ -123,7 +123,7 @@ func TestInputMethod(t *testing.T) {
 	c := screen(t, s)
 	for _, tc := range []struct{ toolkit, component, command, class string }{
 		{"gtk", "panel", "mousepad", "Mousepad"},
-		{"qt", "qt", "kwrite", "kwrite"},
+		{"qt", "qt", "kate", "kate"},
 	} {
 		t.Run(tc.toolkit, func(t *testing.T) {
 			file := "/home/user/" + tc.toolkit + ".txt"

@@ -392,7 +392,7 @@ func listen(host string, port int, exact bool) (*net.TCPListener, error) {
 		case !errors.Is(err, syscall.EADDRINUSE):
 			return nil, fmt.Errorf("listen on %s: %w", net.JoinHostPort(host, strconv.Itoa(p)), err)
 		case exact:
-			return nil, fmt.Errorf("port %d on %s: taken by another program; ask for another port or for none", port, host)
+			return nil, fmt.Errorf("port %d on %s: taken, by another program or session; ask for another port, or leave it out to get a free one", port, host)
 		case p >= min(port+portsTried, 65535):
 			return nil, fmt.Errorf("ports %d to %d on %s: all taken by other programs", port, p, host)
 		}

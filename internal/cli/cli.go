@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -205,6 +206,9 @@ func (c *CLI) report(cmd *cobra.Command, err error) int {
 	return 1
 }
 
+// noSession is the error of a session that is not there, and not of something in one.
+var noSession = regexp.MustCompile(`^session "[^"]*": not found`)
+
 // hint says what to do about err: what the error itself knows, else what fits its kind.
 func (c *CLI) hint(err error) string {
 	if h := api.ErrorOf(err).Hint; h != "" {
@@ -215,7 +219,7 @@ func (c *CLI) hint(err error) string {
 		return "berth up PROFILE starts it, and so does: berth daemon"
 	case errors.Is(err, client.ErrNoDaemon):
 		return "root can start it: berth daemon, or: systemctl start berth"
-	case errors.Is(err, orchestrator.ErrNotFound) && strings.HasPrefix(err.Error(), "session "):
+	case errors.Is(err, orchestrator.ErrNotFound) && noSession.MatchString(err.Error()):
 		return "berth ls lists the sessions"
 	case errors.Is(err, orchestrator.ErrNotFound) && strings.HasPrefix(err.Error(), "image "):
 		return "berth image ls lists the images"

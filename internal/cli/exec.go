@@ -25,7 +25,7 @@ func (c *CLI) execCommand() *cobra.Command {
 		Short:                 "Run a command in a component",
 		Long: "Run a command in a component of a session, with the session's environment. It gets a terminal when stdin\n" +
 			"and stdout are one. The exit code is the command's.",
-		Example: "  berth exec work panel -- sh\n  berth exec work panel -- xdpyinfo\n" +
+		Example: "  berth exec work panel -- sh\n  berth exec work panel -- xrandr\n" +
 			"  tar c . | berth exec work files -- tar x -C /home/anna",
 		Args:              nargs(3, -1),
 		ValidArgsFunction: c.completeComponent,

@@ -147,17 +147,22 @@ func (c *CLI) profileCheck() *cobra.Command {
 			file, _, err := c.profileText(args[0])
 			if err == nil {
 				_, err = profiles.Load(args[0], c.sources(), set...)
-			}
-			if err == nil {
-				// What only shows beside the components of display, audio and bus. Without a planner or a daemon, the text
-				// alone was checked.
-				var plan api.Plan
-				if plan, err = c.planOf(cmd.Context(), args[0], set); errors.Is(err, errNoPlanner) {
-					err = nil
+				// The plan's errors have those of the text in them, and what only shows beside the components of display,
+				// audio and bus. Without a planner or a daemon, the text alone is checked.
+				plan, planErr := c.planOf(cmd.Context(), args[0], set)
+				if planErr != nil && !errors.Is(planErr, errNoPlanner) {
+					err = planErr
 				}
-				c.warn(plan)
+				if err == nil {
+					c.warn(plan)
+				}
 			}
+			var list profiles.Errors
 			if !asJSON {
+				if errors.As(err, &list) { // each begins with its place, as editors read it
+					fmt.Fprintln(c.Stderr, list)
+					return exitError(1)
+				}
 				if err != nil {
 					return err
 				}

@@ -22,6 +22,11 @@ func Files(p *profiles.Plan) map[string]string {
 		for name, text := range kdeFiles(p) {
 			out["xdg/"+name] = text
 		}
+		for _, d := range desktops {
+			if _, ok := p.Component(prefix + string(d)); ok {
+				out[scriptFile(d)] = script(d, p, p, false) + "exit 0\n"
+			}
+		}
 	}
 	if p.Locale.InputMethod == "fcitx5" {
 		for name, text := range fcitxFiles(p) {

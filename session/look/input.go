@@ -26,7 +26,8 @@ func addInputMethod(p *profiles.Plan) {
 	case "ibus":
 		c.Image = "ibus"
 		c.Command = []string{"sh", "-c", "dconf load / <<'EOF'\n" + ibusSettings(p) + "EOF\nexec ibus-daemon --xim --replace"}
-		c.Ready = []profiles.Probe{{Kind: "bus", Arg: "org.freedesktop.portal.IBus"}}
+		// It has a bus of its own, and no name on the session's.
+		c.Ready = []profiles.Probe{{Kind: "exec", Arg: `[ "$(ibus address)" != "(null)" ]`}}
 	}
 	for _, o := range p.Components {
 		if slices.Contains(o.Provides, "display") || slices.Contains(o.Provides, "bus") {

@@ -27,8 +27,9 @@
 // what stores nothing, and for programs of one desktop in a session of another.
 //
 // The same script, followed by the signals by which the desktop's programs hear of a change, is what `berth set` runs in a
-// component of the desktop. Nothing that may change is in an environment variable, since those of a program that runs
-// cannot be changed; a component that is restarted finds the files.
+// component of the desktop; where there are only applications that are started on demand, look-DESKTOP runs again. Nothing
+// that may change is in an environment variable, since those of a program that runs cannot be changed; a component that is
+// restarted finds the files.
 //
 // # Scale
 //
@@ -126,11 +127,12 @@ func of(c profiles.Component) desktop {
 	return ""
 }
 
-// agent is the component of d in which its settings are changed: one that stays, with home and bus; "" if there is none.
+// agent is the component of d in which its settings are changed: one that is there from the start to the end, with a home;
+// "" if there is none.
 func agent(comps []profiles.Component, d desktop) string {
 	best, rank := "", 0
 	for _, c := range comps {
-		if of(c) != d || !slices.Contains(c.Needs, profiles.WireHome) || strings.HasPrefix(c.Name, prefix) {
+		if of(c) != d || !slices.Contains(c.Needs, profiles.WireHome) || strings.HasPrefix(c.Name, prefix) || c.OnDemand {
 			continue
 		}
 		r := 1
@@ -220,14 +222,22 @@ func addManager(p *profiles.Plan) {
 	insert(p, c)
 }
 
+// scriptFile is the script of d's writer, below Dir: a file, so that it can be run again with another look.
+func scriptFile(d desktop) string { return string(d) + ".sh" }
+
+// travels tells whether programs of d ask d's own settings in sessions of other desktops, too.
+func travels(d desktop) bool { return d == gnome || d == kde }
+
 // addWriter adds the component that writes d's settings before d's programs start.
 func addWriter(p *profiles.Plan, d desktop) {
 	who, ok := p.Component(agent(p.Components, d))
-	text := script(d, p, p, false)
-	if _, taken := p.Component(prefix + string(d)); !ok || taken || text == "" {
+	if i := slices.IndexFunc(p.Components, func(c profiles.Component) bool { return of(c) == d && c.OnDemand }); !ok && i >= 0 && travels(d) {
+		who, ok = p.Components[i], true
+	}
+	if _, taken := p.Component(prefix + string(d)); !ok || taken || script(d, p, p, false) == "" {
 		return
 	}
-	c := profiles.Component{Name: prefix + string(d), Image: who.Image, Command: []string{"sh", "-c", text + "exit 0\n"},
+	c := profiles.Component{Name: prefix + string(d), Image: who.Image, Command: []string{"sh", Dir + "/" + scriptFile(d)},
 		Env: who.Env, Needs: []string{profiles.WireHome, profiles.WireBus}, Ready: []profiles.Probe{{Kind: "exit"}},
 		Timeout: profiles.DefaultTimeout, Restart: profiles.RestartNever, Optional: true, Stop: time.Second}
 	for _, o := range p.Components {
@@ -309,9 +319,9 @@ var light = map[desktop]themes{
 	openbox: {gtk: "Greybird"},
 	xfce:    {gtk: "Greybird", icons: "elementary-xfce"},
 	gnome:   {gtk: "Adwaita"},
-	mate:    {gtk: "Menta", icons: "menta", own: "Menta"},
+	mate:    {gtk: "Greybird", icons: "mate", own: "Greybird"},
 	kde:     {gtk: "Breeze", icons: "breeze", own: "BreezeLight"},
-	lxqt:    {gtk: "Breeze", icons: "breeze", own: "light"},
+	lxqt:    {gtk: "Greybird", icons: "breeze", own: "light"},
 }
 
 var dark = map[desktop]themes{
@@ -319,9 +329,9 @@ var dark = map[desktop]themes{
 	openbox: {gtk: "Greybird-dark"},
 	xfce:    {gtk: "Greybird-dark", icons: "elementary-xfce-dark"},
 	gnome:   {gtk: "Adwaita-dark"},
-	mate:    {gtk: "BlackMATE", icons: "menta", own: "BlackMATE"},
+	mate:    {gtk: "Greybird-dark", icons: "mate", own: "Greybird-dark"},
 	kde:     {gtk: "Breeze", icons: "breeze-dark", own: "BreezeDark"},
-	lxqt:    {gtk: "Breeze-Dark", icons: "breeze-dark", own: "dark"},
+	lxqt:    {gtk: "Greybird-dark", icons: "breeze-dark", own: "dark"},
 }
 
 // chosen is what d shall have: what the look names, else what suits dark or light; "" where neither says anything.

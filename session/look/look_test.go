@@ -50,8 +50,13 @@ func plans() map[string]*profiles.Plan {
 			profiles.Component{Name: "panel", Command: []string{"mate-panel"}, Provides: []string{"panel"}}),
 		"kde": desk("kde-13", profiles.Component{Name: "settings", Command: []string{"kded6"}, Provides: []string{"settings"}},
 			profiles.Component{Name: "panel", Command: []string{"plasmashell"}, Provides: []string{"panel"}}),
-		"lxqt":    desk("lxqt", profiles.Component{Name: "panel", Command: []string{"lxqt-panel"}, Provides: []string{"panel"}}),
+		"lxqt": desk("lxqt", profiles.Component{Name: "wm", Command: []string{"openbox"}, Provides: []string{"window-manager"}},
+			profiles.Component{Name: "panel", Command: []string{"lxqt-panel"}, Provides: []string{"panel"}}),
 		"openbox": desk("openbox", profiles.Component{Name: "panel", Command: []string{"tint2"}, Provides: []string{"panel"}}),
+		"kde-gnome": desk("kde", profiles.Component{Name: "settings", Command: []string{"kded5"}, Provides: []string{"settings"}},
+			profiles.Component{Name: "panel", Command: []string{"plasmashell"}, Provides: []string{"panel"}},
+			profiles.Component{Name: "apps-gnome", Image: "gnome", Command: []string{"berth-launch", "--serve"}, OnDemand: true, Restart: profiles.RestartNever},
+			profiles.Component{Name: "apps-xfce", Image: "xfce", Command: []string{"berth-launch", "--serve"}, OnDemand: true, Restart: profiles.RestartNever}),
 		"mixed": desk("own:latest", profiles.Component{Name: "wm", Image: "kde", Command: []string{"kwin_x11"}, Provides: []string{"window-manager"}},
 			profiles.Component{Name: "settings", Image: "xfce", Command: []string{"xfconfd"}, Provides: []string{"settings"}},
 			profiles.Component{Name: "panel", Image: "other:1", Command: []string{"sh", "-c", "exec /usr/bin/xfce4-panel"}, Provides: []string{"panel"}, After: []string{"settings"}}),
@@ -122,6 +127,9 @@ func TestEveryDesktop(t *testing.T) {
 			change := Changes(p, []string{"look.dark", "look.font", "look.cursor", "look.scale", "locale.keyboard"})
 			for _, s := range change.Scripts {
 				got += fmt.Sprintf("  in %s:\n      %s\n", s.Component, strings.ReplaceAll(strings.TrimRight(s.Text, "\n"), "\n", "\n      "))
+			}
+			for _, w := range change.Writers {
+				got += "  again: " + w + "\n"
 			}
 			for _, m := range change.Messages {
 				got += fmt.Sprintf("  on the bus: %s %s %s", m.Dest, m.Path, m.Member)
@@ -303,6 +311,11 @@ func TestScriptsParse(t *testing.T) {
 		for _, c := range p.Components {
 			if len(c.Command) == 3 && c.Command[0] == "sh" {
 				scripts = append(scripts, c.Command[2])
+			}
+		}
+		for name, text := range Files(p) {
+			if strings.HasSuffix(name, ".sh") {
+				scripts = append(scripts, text)
 			}
 		}
 		for _, s := range Changes(p, profiles.LiveKeys()).Scripts {

@@ -11,9 +11,10 @@ import (
 	"berth/profiles"
 )
 
-// Change is what tells the programs of a running session of its new look: scripts first, messages then.
+// Change is what tells the programs of a running session of its new look: scripts and writers first, messages then.
 type Change struct {
 	Scripts  []Script
+	Writers  []string // components that have ended and shall run once more
 	Messages []Message
 }
 
@@ -33,10 +34,17 @@ func Changes(p *profiles.Plan, keys []string) Change {
 	q := narrowed(p, keys)
 	for _, d := range desktops {
 		who, text := agent(p.Components, d), script(d, &q, p, true)
-		if who == "" || text == "" {
+		_, writer := p.Component(prefix + string(d))
+		switch {
+		case text == "":
+			continue
+		case who != "":
+			out.Scripts = append(out.Scripts, Script{who, text + "exit $failed\n"})
+		case writer:
+			out.Writers = append(out.Writers, prefix+string(d))
+		default:
 			continue
 		}
-		out.Scripts = append(out.Scripts, Script{who, text + "exit $failed\n"})
 		if d == kde {
 			out.Messages = append(out.Messages, kdeMessages(&q)...)
 		}
@@ -104,9 +112,9 @@ func script(d desktop, p, whole *profiles.Plan, live bool) string {
 	case kde:
 		return begin(kdeScript(p))
 	case lxqt:
-		return begin(lxqtScript(p))
+		return begin(lxqtScript(p, whole, live))
 	case openbox:
-		return begin(openboxScript(p, live))
+		return begin(openboxScript(chosen(p.Look, openbox).gtk, p, live))
 	}
 	return ""
 }
@@ -170,9 +178,8 @@ func frameTheme(p *profiles.Plan) string {
 	return cmp.Or(chosen(p.Look, xfce).gtk, light[xfce].gtk)
 }
 
-// openboxScript writes rc.xml, in a copy of the image's where the home has none.
-func openboxScript(p *profiles.Plan, live bool) string {
-	theme := chosen(p.Look, openbox).gtk
+// openboxScript writes rc.xml with theme and the font of p, in a copy of the image's where the home has none.
+func openboxScript(theme string, p *profiles.Plan, live bool) string {
 	family, points, _ := profiles.ParseFont(p.Look.Font)
 	if theme == "" && family == "" {
 		return ""
@@ -441,8 +448,8 @@ func kdeMessages(p *profiles.Plan) []Message {
 	return out
 }
 
-// lxqtScript writes LXQt's files in the home; its programs watch them.
-func lxqtScript(p *profiles.Plan) string {
+// lxqtScript writes LXQt's files in the home, which its programs watch, and those of Openbox where that manages its windows.
+func lxqtScript(p, whole *profiles.Plan, live bool) string {
 	var b strings.Builder
 	put := func(file, group, key, value string) {
 		if value != "" {
@@ -469,8 +476,15 @@ func lxqtScript(p *profiles.Plan) string {
 	if p.Look.Scale != 0 {
 		put("session", "Mouse", "cursor_size", fmt.Sprint(scaleOf(p).cursor))
 	}
-	if b.Len() == 0 {
-		return ""
+	frames := ""
+	if slices.ContainsFunc(whole.Components, func(c profiles.Component) bool { return of(c) == lxqt && runs(c, programs[openbox]) }) {
+		frames = openboxScript(t.gtk, p, live)
 	}
-	return iniFunctions + b.String()
+	if b.Len() == 0 {
+		return frames
+	}
+	if frames == "" {
+		frames = iniFunctions
+	}
+	return frames + b.String()
 }
