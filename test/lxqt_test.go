@@ -45,7 +45,7 @@ func TestLXQt(t *testing.T) {
 		t.Errorf("notifications are shown by %s", out)
 	}
 	for _, app := range []struct{ id, window string }{
-		{"pcmanfm-qt", "user"}, {"qterminal", "qterminal"}, {"featherpad", "featherpad"}, {"lxqt-config", "Configuration Center"},
+		{"pcmanfm-qt", "user"}, {"qterminal", "qterminal"}, {"featherpad", "FeatherPad"}, {"lxqt-config", "Configuration Center"},
 	} {
 		inst.Exec(t, s.Name, "panel", "gtk-launch", app.id)
 		waitWindow(t, c, app.window)

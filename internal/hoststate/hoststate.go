@@ -75,6 +75,9 @@ func Take(l paths.Layout) (State, error) {
 			if rel == "logins.json" {
 				return nil // browsers that logged in stay so, whatever becomes of their sessions
 			}
+			if filepath.Dir(path) == l.Exports() && !strings.HasPrefix(d.Name(), ".") {
+				return fs.SkipDir // made when an image is used first, and kept with it; what is half made has a dot
+			}
 			kind := "files"
 			if d.Type()&fs.ModeSocket != 0 {
 				kind = "sockets"
