@@ -231,3 +231,25 @@ func TestMergeLines(t *testing.T) {
 		})
 	}
 }
+
+// A component without a probe that has died during the start counts as there once it has run for a while.
+func TestSettled(t *testing.T) {
+	probed := []profiles.Probe{{Kind: "wm"}}
+	for _, tc := range []struct {
+		name string
+		c    component
+		want bool
+	}{
+		{"first_try", component{state: compReady, since: time.Now()}, true},
+		{"came_back", component{state: compReady, restarts: 1, since: time.Now()}, false},
+		{"came_back_and_stayed", component{state: compReady, restarts: 1, since: time.Now().Add(-provenAfter)}, true},
+		{"came_back_with_a_probe", component{Component: profiles.Component{Ready: probed}, state: compReady, restarts: 1, since: time.Now()}, true},
+		{"back_off", component{state: compBackoff}, false},
+		{"optional_back_off", component{Component: profiles.Component{Optional: true}, state: compBackoff}, true},
+		{"on_demand", component{Component: profiles.Component{OnDemand: true}, state: compIdle}, true},
+	} {
+		if got := new(session).settled(&tc.c); got != tc.want {
+			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
+		}
+	}
+}

@@ -96,6 +96,7 @@ type component struct {
 
 	state    string
 	pid      int
+	since    time.Time // when it became ready last
 	restarts int
 	runs     int // of one that is started on demand: how many have ended
 	ready    time.Duration
@@ -196,7 +197,10 @@ func (s *session) stateLocked() string {
 // what comes after it, while the session is up already.
 func (s *session) settled(c *component) bool {
 	switch c.state {
-	case compReady, compExited, compIdle:
+	case compReady:
+		// Nothing but its being alive says that one without a probe is ready. One that has died before has to show it.
+		return c.restarts == 0 || len(c.Ready) > 0 || c.Optional || time.Since(c.since) >= provenAfter
+	case compExited, compIdle:
 		return true
 	case compFailed, compBackoff:
 		return c.Optional
@@ -208,6 +212,9 @@ func (s *session) settled(c *component) bool {
 	}
 	return false
 }
+
+// provenAfter is how long a component without a probe that has died during the start has to run until the start believes it.
+const provenAfter = 2 * time.Second
 
 // await returns when every component in names is ready (or has ended well), with the one that became so last. One that
 // has failed for good is an error.

@@ -152,6 +152,10 @@ func (s *session) runOnce(ctx context.Context, c *component) (pid int, ready boo
 	}
 	s.noteComponent(c, compReady, func() {
 		c.err = nil
+		c.since = time.Now()
+		if s.starting && c.restarts > 0 {
+			time.AfterFunc(provenAfter, func() { s.note(func() {}) }) // the start looks again
+		}
 		if c.ready == 0 && s.starting && !c.OnDemand {
 			c.ready = time.Since(s.rec.Created)
 		}
