@@ -37,11 +37,11 @@ func TestMixes(t *testing.T) {
 		{"xfce-kwin", "KWin", []image.Rectangle{image.Rect(0, 700, 1280, 800)},
 			[]app{{"panel", "kde", "org.kde.kwrite", "kwrite"}}, xfceLogOut},
 		{"kde-xfwm4", "Xfwm4", []image.Rectangle{image.Rect(0, 700, 1280, 800)},
-			[]app{{"panel", "xfce", "org.xfce.mousepad", "mousepad"}}, kdeLogOut},
+			[]app{{"panel", "xfce", "org.xfce.mousepad", "Mousepad"}}, kdeLogOut},
 		{"kde-xfce", "KWin", []image.Rectangle{image.Rect(0, 0, 1280, 100), image.Rect(0, 700, 1280, 800)},
 			[]app{{"panel", "xfce", "thunar", "Thunar"}, {"top-panel", "kde", "org.kde.dolphin", "dolphin"}}, kdeLogOut},
 		{"kde-window-xfce", "KWin", []image.Rectangle{image.Rect(0, 700, 1280, 800)},
-			[]app{{"panel", "xfce", "org.xfce.mousepad", "mousepad"}}, kdeLogOut},
+			[]app{{"panel", "xfce", "org.xfce.mousepad", "Mousepad"}}, kdeLogOut},
 	} {
 		t.Run(tc.profile, func(t *testing.T) {
 			inst.NothingLeft(t)
@@ -59,10 +59,21 @@ func TestMixes(t *testing.T) {
 			berthtest.WaitUntil(t, fmt.Sprintf("panels at %v", tc.docks), func() bool {
 				return slices.Equal(places(windows(t, c), tc.docks), tc.docks)
 			})
-			awaitPicture(t, s.Name, tc.profile, func(img image.Image) string { return lookAt(t, c, img) })
+			awaitPicture(t, s.Name, tc.profile, func(img image.Image) string {
+				if amiss := lookAt(t, c, img); amiss != "" || tc.docks == nil { // GNOME begins with its overview
+					return amiss
+				}
+				sky := image.Rect(200, 120, 1080, 300)
+				if n := wallpaperShare(t, img, sky); n < 0.5 && tc.profile != "kde-window-xfce" {
+					return fmt.Sprintf("%.0f %% of the desktop show the wallpaper", 100*n)
+				}
+				return ""
+			})
+			opened := map[string]image.Rectangle{}
 			for _, a := range tc.apps {
 				startFromMenu(t, s, a.from, "apps-"+a.image, a.id)
 				w := waitWindow(t, c, a.window)
+				opened[a.id] = w.Bounds
 				// Which is a process of that image's component.
 				if exe := inst.Exec(t, s.Name, "apps-"+a.image, "ls", fmt.Sprintf("/proc/%d/exe", w.PID)); w.PID != 0 && exe == "" {
 					t.Errorf("the window %q is no process of the session", w.Title)
@@ -73,7 +84,15 @@ func TestMixes(t *testing.T) {
 					t.Errorf("a dialog nobody asked for: %q of %s", w.Title, w.Class)
 				}
 			}
-			shot(t, s.Name, tc.profile+"-apps")
+			// A window is drawn a moment after it is mapped.
+			awaitPicture(t, s.Name, tc.profile+"-apps", func(img image.Image) string {
+				for id, r := range opened {
+					if n := wallpaperShare(t, img, r.Intersect(img.Bounds())); n > 0.5 {
+						return fmt.Sprintf("the window of %s at %v shows the wallpaper to %.0f %%", id, r, 100*n)
+					}
+				}
+				return ""
+			})
 			logOut(t, s, tc.logOut[0], tc.logOut[1:]...)
 		})
 	}
