@@ -70,7 +70,7 @@ func Take(l paths.Layout) (State, error) {
 				return nil // each daemon has a directory for the pipes of its execs; only pipes can be left in it
 			}
 			if path == l.Exports() {
-				return fs.SkipDir // what images show to others: made at the first use of an image, and kept as long as it
+				return nil // made at the first use; what is in it follows below
 			}
 			if rel == "logins.json" {
 				return nil // browsers that logged in stay so, whatever becomes of their sessions

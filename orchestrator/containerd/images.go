@@ -371,9 +371,7 @@ func imageError(ref, what string, err error) error {
 		return fmt.Errorf("%s: %w", prefix, orchestrator.ErrExists)
 	case errdefs.IsInvalidArgument(err):
 		return fmt.Errorf("%s: %w: %w", prefix, orchestrator.ErrInvalid, err)
-	case errors.As(err, &netErr): // the registry's side, or the way to it
-		return fmt.Errorf("%s: %w", prefix, err)
-	case errdefs.IsUnavailable(err):
+	case errdefs.IsUnavailable(err), errors.As(err, &netErr):
 		return fmt.Errorf("%s: %w: %w", prefix, orchestrator.ErrUnavailable, err)
 	}
 	return fmt.Errorf("%s: %w", prefix, err)
