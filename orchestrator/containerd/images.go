@@ -128,12 +128,13 @@ func (s *images) Tag(ctx context.Context, src, dst string) error {
 // Remove implements orchestrator.Images.
 func (s *images) Remove(ctx context.Context, ref string) error {
 	ctx = s.withNamespace(ctx)
-	used, err := s.used(ctx, "image=="+ref)
+	users, err := s.client.ContainerService().List(ctx, "image=="+ref)
 	if err != nil {
-		return err
+		return imageError("", "list containers", err)
 	}
-	if used[ref] {
-		return fmt.Errorf("image %q: %w: a container uses it; stop its session first", ref, orchestrator.ErrState)
+	if len(users) > 0 {
+		return fmt.Errorf("image %q: %w: container %q of pod %q uses it; stop its session first", ref, orchestrator.ErrState,
+			users[0].Labels[labelName], users[0].Labels[labelPod])
 	}
 	// Synchronous: the collector has run when this returns, so the disk is as free as it will be.
 	err = s.client.ImageService().Delete(ctx, ref, coreimages.SynchronousDelete())
