@@ -422,11 +422,12 @@ func (e *Engine) stopContainer(ctx context.Context, pod, name string, grace time
 // waitTask waits until the task has exited, and everything in its container with it, but no longer than patience if that
 // is not 0.
 func (e *Engine) waitTask(ctx context.Context, id string, patience time.Duration) (exited bool, err error) {
-	wctx := ctx
+	// Not a deadline: containerd would be told of it, might see it pass before this process does, and then answers with an
+	// error that does not say so.
+	wctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	if patience > 0 {
-		var cancel context.CancelFunc
-		wctx, cancel = context.WithTimeout(ctx, patience)
-		defer cancel()
+		defer time.AfterFunc(patience, cancel).Stop()
 	}
 	_, err = e.client.TaskService().Wait(wctx, &tasks.WaitRequest{ContainerID: id})
 	switch err = errgrpc.ToNative(err); {
@@ -434,7 +435,7 @@ func (e *Engine) waitTask(ctx context.Context, id string, patience time.Duration
 		return true, nil
 	case ctx.Err() != nil:
 		return false, ctx.Err()
-	case wctx.Err() != nil, patience > 0 && errdefs.IsDeadlineExceeded(err):
+	case wctx.Err() != nil:
 		return false, nil
 	}
 	return false, fmt.Errorf("wait for exit: %w", err)

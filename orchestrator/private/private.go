@@ -26,8 +26,9 @@ import (
 )
 
 const (
-	startTimeout = 2 * time.Minute  // until a started program answers; a cold disk under load is slow
-	logInterval  = 10 * time.Minute // between looks at the logs' sizes
+	inspectTimeout = 30 * time.Second // until a containerd that answers has said what it has
+	startTimeout   = 2 * time.Minute  // until a started program answers; a cold disk under load is slow
+	logInterval    = 10 * time.Minute // between looks at the logs' sizes
 )
 
 // Variables only so that the test with a program that hangs need not wait.
@@ -156,7 +157,7 @@ func Start(ctx context.Context, opt Options) (_ *Engine, err error) {
 		e.containerd = &supervisor{program: p, proc: proc, log: opt.Log}
 	}
 
-	wait, cancel := context.WithTimeout(ctx, adoptTimeout)
+	wait, cancel := context.WithTimeout(ctx, inspectTimeout)
 	defer cancel()
 	var d net.Dialer
 	if c, err := d.DialContext(wait, "unix", e.socket); err != nil { // at once, where gRPC would go on trying
