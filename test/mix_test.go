@@ -16,7 +16,7 @@ import (
 // TestMixes starts every built-in profile that mixes desktops: the parts come from where the profile says, an application
 // of each other image is started from the menu's own data, and the log-out of the desktop that owns the session ends it.
 func TestMixes(t *testing.T) {
-	kdeLogOut := []string{"session", "qdbus", "org.kde.ksmserver", "/KSMServer", "org.kde.KSMServerInterface.logout", "0", "0", "0"}
+	kdeLogOut := []string{"panel", "dbus-send", "--session", "--print-reply", "--dest=org.kde.Shutdown", "/Shutdown", "org.kde.Shutdown.logout"}
 	gnomeLogOut := []string{"session", "gdbus", "call", "--session", "--dest=org.gnome.SessionManager", "--object-path=/org/gnome/SessionManager",
 		"--method=org.gnome.SessionManager.Logout", "1"}
 	xfceLogOut := []string{"session", "xfce4-session-logout", "--logout", "--fast"}

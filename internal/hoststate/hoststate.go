@@ -72,6 +72,9 @@ func Take(l paths.Layout) (State, error) {
 			if path == l.Exports() {
 				return nil // made at the first use; what is in it follows below
 			}
+			if d.IsDir() && (path == l.Volumes() || filepath.Dir(path) == l.Volumes()) {
+				return nil // a directory for each user, made with the first home; homes lie in it
+			}
 			if rel == "logins.json" {
 				return nil // browsers that logged in stay so, whatever becomes of their sessions
 			}

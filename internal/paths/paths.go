@@ -86,6 +86,17 @@ func (l Layout) BuildkitSocket() string { return filepath.Join(l.Run, "buildkit"
 // Session is the directory with the wires of the session called name.
 func (l Layout) Session(name string) string { return filepath.Join(l.Run, "sessions", name) }
 
+// MaxSocketDir is what containerd allows for the directory of the shims' sockets: sun_path (unix(7)) less a hex SHA-256.
+const MaxSocketDir = 42
+
+// ShimSockets is the directory of the shims' sockets: below Run, or beside the other instances where that is too long.
+func (l Layout) ShimSockets() string {
+	if d := filepath.Join(l.Run, "s"); len(d) <= MaxSocketDir {
+		return d
+	}
+	return filepath.Join("/run", l.Instance(), "s")
+}
+
 // Volumes holds the named home volumes.
 func (l Layout) Volumes() string { return filepath.Join(l.State, "volumes") }
 

@@ -71,6 +71,7 @@ type Engine struct {
 	releases    bool   // the runtime's created processes are started by release
 	fifos       string // directory of the pipes of execs
 	volatile    bool   // overlay mounts can be volatile
+	private     bool   // the containerd is Berth's own
 
 	network *network
 	watch   *watcher
@@ -123,7 +124,8 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 		return nil, fmt.Errorf("containerd %q: %w: its version is %s, and sessions need %d.%d or newer; install that, or take engine.containerd out of %q to let Berth run its own",
 			opt.Socket, orchestrator.ErrUnavailable, v.Version, oldestMajor, oldestMinor, opt.Layout.Config)
 	}
-	e := &Engine{namespace: namespace(opt.Layout.Instance()), client: client, snapshotter: opt.Snapshotter, layout: opt.Layout, log: opt.Log, cgroups: cgroups}
+	e := &Engine{namespace: namespace(opt.Layout.Instance()), client: client, snapshotter: opt.Snapshotter, layout: opt.Layout, log: opt.Log, cgroups: cgroups,
+		private: opt.Socket == opt.Layout.ContainerdSocket()}
 	e.runcOptions = e.makeRuncOptions()
 	e.releases = true
 	if opt.Runtime != "" && opt.Runtime != e.runcOptions.BinaryName {

@@ -2,6 +2,8 @@ package containerd
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -401,10 +403,33 @@ func (e *Engine) removePod(ctx context.Context, id string) error {
 	if err := removeBusy(e.logDir(id)); err != nil {
 		return err
 	}
+	if err := e.removeShimSocket(id); err != nil {
+		return err
+	}
 	if err := e.client.SandboxStore().Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
 	return nil
+}
+
+// removeShimSocket removes the socket of a pod's shim, which has ended or does so: the shim removes it as the last thing and on a
+// busy machine sometimes does not come to that. Its name is that of containerd's shim.CreateSocketAddress (pkg/shim).
+// Where an existing containerd keeps them is not known.
+func (e *Engine) removeShimSocket(id string) error {
+	if !e.private {
+		return nil
+	}
+	err := os.Remove(e.shimSocket(id))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// shimSocket is where the shim of a pod listens.
+func (e *Engine) shimSocket(id string) string {
+	name := sha256.Sum256([]byte(filepath.Join(e.layout.ContainerdSocket(), e.layout.Instance(), id)))
+	return filepath.Join(e.layout.ShimSockets(), hex.EncodeToString(name[:]))
 }
 
 // removeBusy removes a directory into which something may still be written: the exit of a container is recorded when it is told.

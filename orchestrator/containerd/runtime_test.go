@@ -87,3 +87,23 @@ func TestOtherRuntime(t *testing.T) {
 		}
 	})
 }
+
+// The socket of a pod's shim lies where Berth looks for it, and is gone with the pod.
+func TestShimSocket(t *testing.T) {
+	h := newHost(t, "overlayfs")
+	e := h.open(t)
+	defer e.Close()
+	ctx := t.Context()
+	if _, err := e.CreatePod(ctx, orchestrator.PodSpec{ID: "p"}); err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(e.shimSocket("p")); err != nil || fi.Mode().Type() != os.ModeSocket {
+		t.Errorf("socket: %v, %v", fi, err)
+	}
+	if err := e.RemovePod(ctx, "p"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(e.shimSocket("p")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("socket of a removed pod: %v", err)
+	}
+}

@@ -91,9 +91,9 @@ func TestShimSockets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := shimSockets(l)
-		if !strings.HasPrefix(got, tt.want) || len(got) > maxSocketDir {
-			t.Errorf("shimSockets(%q) = %q; want %q, at most %d bytes", tt.root, got, tt.want, maxSocketDir)
+		got := l.ShimSockets()
+		if !strings.HasPrefix(got, tt.want) || len(got) > paths.MaxSocketDir {
+			t.Errorf("ShimSockets of %q: %q; want %q, at most %d bytes", tt.root, got, tt.want, paths.MaxSocketDir)
 		}
 	}
 }

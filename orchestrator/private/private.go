@@ -377,7 +377,7 @@ func sweep(l paths.Layout) error {
 	errs = append(errs, err)
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	errs = append(errs, err)
-	gone := []string{dir, shimSockets(l)}
+	gone := []string{dir, l.ShimSockets()}
 	if err != nil || len(bundles)+len(mounts) > 0 {
 		gone = []string{l.ContainerdSocket(), l.ContainerdSocket() + ".ttrpc"}
 	}
@@ -385,7 +385,7 @@ func sweep(l paths.Layout) error {
 		errs = append(errs, rmtree.Remove(f))
 	}
 	// The directory of the shims' sockets may be all there is in its parent; if not, that is fine.
-	if parent := filepath.Dir(shimSockets(l)); strings.HasPrefix(parent, "/run/"+l.Instance()) && parent != l.Run {
+	if parent := filepath.Dir(l.ShimSockets()); strings.HasPrefix(parent, "/run/"+l.Instance()) && parent != l.Run {
 		if err := os.Remove(parent); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
 			errs = append(errs, err)
 		}

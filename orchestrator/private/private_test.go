@@ -235,18 +235,18 @@ func TestDeadContainerdComesBack(t *testing.T) {
 // TestLongRoot: where Run is too long for the shims' sockets they lie elsewhere, and are gone all the same.
 func TestLongRoot(t *testing.T) {
 	l := realLayoutOf(t, 40)
-	if strings.HasPrefix(shimSockets(l), l.Root) {
-		t.Fatalf("sockets of shims in %q; the root %q is meant to be too long", shimSockets(l), l.Root)
+	if strings.HasPrefix(l.ShimSockets(), l.Root) {
+		t.Fatalf("sockets of shims in %q; the root %q is meant to be too long", l.ShimSockets(), l.Root)
 	}
 	e := start(t, Options{Layout: l})
 	c, ctx := connect(t, e)
 	task := runSleep(t, ctx, c, l)
-	if left, err := os.ReadDir(shimSockets(l)); err != nil || len(left) == 0 {
+	if left, err := os.ReadDir(l.ShimSockets()); err != nil || len(left) == 0 {
 		t.Errorf("sockets of shims: %v, %v; want one", left, err)
 	}
 	removeSleep(t, ctx, c, task)
 	stop(t, e)
-	if _, err := os.Stat(filepath.Dir(shimSockets(l))); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Dir(l.ShimSockets())); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("directory of the shims' sockets after Stop: %v", err)
 	}
 }
