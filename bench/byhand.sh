@@ -1,5 +1,5 @@
 #!/bin/bash
-# byhand.sh ROOT [programs|startxfce4|plan]: an XFCE session as a practised person starts it without Berth, in one root file
+# byhand.sh ROOT [programs|startxfce4]: an XFCE session as a practised person starts it without Berth, in one root file
 # system that holds all of it (recipe byhand), as a plain user.
 #
 # It cleans up after the run before, prints "ready", waits for a line, and starts everything; when its input ends, so
@@ -7,8 +7,7 @@
 # ROOT/tmp/Xauthority.
 #
 # With "programs", the default, the single programs are started at once, as soon as display and bus answer: nothing
-# could be quicker by hand. With "plan" they are those of ROOT/etc/byhand/programs, a line each, of any desktop, which bench has
-# taken from the profile; they have the environment in ROOT/etc/byhand/env and Berth's system bus. With "startxfce4" XFCE's own session manager starts them, in its own order.
+# could be quicker by hand. With "startxfce4" XFCE's own session manager starts them, in its own order.
 set -euo pipefail
 root=$(realpath "$1")
 mode=${2:-programs}
@@ -57,16 +56,6 @@ env=(PATH=/usr/local/bin:/usr/bin:/bin HOME=/home/user USER=user LOGNAME=user LA
     XAUTHORITY=/tmp/Xauthority XDG_RUNTIME_DIR=/run/user/1000 DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus
     PULSE_SERVER=unix:/run/user/1000/pulse/native NO_AT_BRIDGE=1 XDG_SESSION_TYPE=x11 XDG_CURRENT_DESKTOP=XFCE
     XDG_MENU_PREFIX=xfce- GVFS_DISABLE_FUSE=1)
-if [ "$mode" = plan ]; then
-    env+=(XDG_SESSION_ID=1 DBUS_SYSTEM_BUS_ADDRESS=unix:path=/run/user/1000/system_bus_socket)
-    while read -r kv; do env+=("$kv"); done <"$root/etc/byhand/env"
-    # What programs of a desktop look for before they ask the system bus.
-    install -d "$root"/run/systemd/{seats,sessions,users} "$root/run/berth/bin"
-    printf 'UID=%s\nUSER=user\nACTIVE=1\nIS_DISPLAY=1\nSTATE=active\nREMOTE=0\nTYPE=x11\nCLASS=user\nDISPLAY=:0\nLEADER=1\n' $uid \
-        >"$root/run/systemd/sessions/1"
-    printf 'NAME=user\nSTATE=active\nRUNTIME=/run/user/%s\nDISPLAY=1\nSESSIONS=1\nACTIVE_SESSIONS=1\n' $uid >"$root/run/systemd/users/$uid"
-    mount --bind "$TOOLS" "$root/run/berth/bin"
-fi
 user() { exec chroot --userspec=$uid:$uid "$root" env -i -C /home/user "${env[@]}" "$@"; }
 log=$root/tmp/log
 mkdir "$log"
@@ -84,14 +73,6 @@ read -r _
     -displayfd 3 >"$log/Xvfb" 2>&1 </dev/null) &
 (user dbus-daemon --session --nofork --nopidfile --address=unix:path=/run/user/1000/bus --print-address=4 \
     >"$log/dbus-daemon" 2>&1 </dev/null) &
-if [ "$mode" = plan ]; then
-    # Shells ask the system bus as soon as they start.
-    n=0
-    while read -r line; do
-        [ $((n++)) -lt 2 ] && bg sh -c "exec $line"
-    done <"$root/etc/byhand/programs"
-    (user gdbus wait --system org.freedesktop.login1)
-fi
 bg pipewire
 read -r _ <&4
 bg wireplumber
@@ -106,14 +87,8 @@ programs)
     bg xfce4-notifyd
     ;;
 startxfce4) bg startxfce4 ;;
-plan)
-    n=0
-    while read -r line; do
-        [ $((n++)) -lt 2 ] || bg sh -c "exec $line"
-    done <"$root/etc/byhand/programs"
-    ;;
 *)
-    echo "byhand.sh: $mode: want programs, startxfce4 or plan" >&2
+    echo "byhand.sh: $mode: want programs or startxfce4" >&2
     exit 2
     ;;
 esac

@@ -1,7 +1,7 @@
 // Command bench measures what docs/NUMBERS.md states, each number beside its other side in the same run, and prints both
 // and their ratio. It drives the real program on the shared test root (BERTH_TEST_ROOT).
 //
-//	bench [-runs N] [-only startup,memory,ls,cycles,gnome,kde,disk]
+//	bench [-runs N] [-only startup,memory,ls,cycles,disk]
 package main
 
 import (
@@ -23,12 +23,10 @@ type measurement struct {
 }
 
 var measurements = []measurement{
-	{"startup", xfce.startup},
+	{"startup", startup},
 	{"memory", memory},
 	{"ls", list},
 	{"cycles", cycles},
-	{"gnome", gnome.startup},
-	{"kde", kde.startup},
 	{"disk", disk},
 }
 

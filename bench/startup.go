@@ -3,13 +3,11 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -20,55 +18,27 @@ import (
 
 	"berth/display/x11"
 	"berth/display/xauth"
-	"berth/profiles"
 )
 
-// desktop is one whose start is measured.
-type desktop struct {
-	profile string // and image
-	recipe  string // of the root file system with all of its programs
-	mode    string // of bench/byhand.sh
-	what    string // is on the screen at the end
-	seen    func(context.Context, *x11.Conn, *x11.Watcher) error
-}
-
-var (
-	xfce  = desktop{"xfce", "byhand", "programs", "window manager and panel", panelMapped}
-	kde   = desktop{"kde", "byhand-kde", "plan", "window manager and panel", panelMapped}
-	gnome = desktop{"gnome", "byhand-gnome", "plan", "window manager and a painted screen", drawn}
-)
-
-func panelMapped(ctx context.Context, _ *x11.Conn, w *x11.Watcher) error {
-	return w.Wait(ctx, x11.Dock)
-}
-
-// drawn is for GNOME Shell, whose panel is no window.
-func drawn(ctx context.Context, c *x11.Conn, _ *x11.Watcher) error { return c.Drawn(ctx) }
-
-// startup measures from the command to window manager and panel on the screen: `berth up`, images present and a fresh
-// home, against the same programs started by bench/byhand.sh in one root file system. The sides take turns, so that a
-// change of the machine's mood meets both. One probe, this program's, judges both.
-func (d desktop) startup(ctx context.Context, b *bench) error {
-	if _, err := b.do(ctx, "image", "build", "xvfb", "x11vnc", "pipewire", "bus", d.profile, d.recipe); err != nil {
+// startup measures from the command to window manager and panel on the screen: `berth up xfce`, images present and a
+// fresh home, against the same programs started by bench/byhand.sh in one root file system. The sides take turns, so
+// that a change of the machine's mood meets both. One probe, this program's, judges both.
+func startup(ctx context.Context, b *bench) error {
+	if _, err := b.do(ctx, "image", "build", "xvfb", "x11vnc", "pipewire", "bus", "xfce", "byhand"); err != nil {
 		return err
 	}
-	root, clean, err := b.byhandRoot(ctx, d.recipe)
+	root, clean, err := b.byhandRoot(ctx)
 	if err != nil {
 		return err
 	}
 	defer clean()
-	if d.mode == "plan" {
-		if err := b.writePlan(ctx, d.profile, root); err != nil {
-			return err
-		}
-	}
 	var hand, berth []time.Duration
 	for n := range b.runs + 1 { // the first of each only warms the caches
-		h, err := b.byHand(ctx, d, root)
+		h, err := byHand(ctx, root)
 		if err != nil {
 			return fmt.Errorf("by hand: %w", err)
 		}
-		u, err := b.up(ctx, d)
+		u, err := b.up(ctx)
 		if err != nil {
 			return fmt.Errorf("berth up: %w", err)
 		}
@@ -77,16 +47,16 @@ func (d desktop) startup(ctx context.Context, b *bench) error {
 		}
 	}
 	h, u := median(hand), median(berth)
-	fmt.Printf("start of %s to %s, median of %d runs\n", d.profile, d.what, b.runs)
+	fmt.Printf("start of xfce to window manager and panel, median of %d runs\n", b.runs)
 	fmt.Printf("  by hand in one root   %5d ms   (%s)\n", h.Milliseconds(), millis(hand))
-	fmt.Printf("  berth up %-8s     %5d ms   (%s)\n", d.profile, u.Milliseconds(), millis(berth))
+	fmt.Printf("  berth up xfce         %5d ms   (%s)\n", u.Milliseconds(), millis(berth))
 	fmt.Printf("  ratio                 %5.2f      (to hold: 1.15)\n", float64(u)/float64(h))
 	return nil
 }
 
-// onScreen waits until the display behind the socket tmp/.X11-unix/X0 shows a window manager and what d wants. The cookie
+// onScreen waits until the display behind the socket tmp/.X11-unix/X0 shows a window manager and a panel. The cookie
 // file may appear only later, too.
-func (d desktop) onScreen(ctx context.Context, tmp, cookieFile string) error {
+func onScreen(ctx context.Context, tmp, cookieFile string) error {
 	var cookie []byte
 	for cookie == nil {
 		entries, err := xauth.ReadFile(cookieFile)
@@ -126,21 +96,21 @@ func (d desktop) onScreen(ctx context.Context, tmp, cookieFile string) error {
 	if err := w.Wait(ctx, x11.WM); err != nil {
 		return err
 	}
-	return d.seen(ctx, c, w)
+	return w.Wait(ctx, x11.Dock)
 }
 
-// up times one `berth up` and ends the session.
-func (b *bench) up(ctx context.Context, d desktop) (time.Duration, error) {
+// up times one `berth up xfce` and ends the session.
+func (b *bench) up(ctx context.Context) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	const name = "bench"
 	dir := b.inst.Layout.Session(name)
 	start := time.Now()
-	cmd := b.inst.Command(ctx, "up", d.profile, "--name", name, "--set", `home.kind="ephemeral"`)
+	cmd := b.inst.Command(ctx, "up", "xfce", "--name", name, "--set", `home.kind="ephemeral"`)
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
-	err := d.onScreen(ctx, filepath.Join(dir, "tmp"), filepath.Join(dir, "berth", "Xauthority"))
+	err := onScreen(ctx, filepath.Join(dir, "tmp"), filepath.Join(dir, "berth", "Xauthority"))
 	took := time.Since(start)
 	if werr := cmd.Wait(); werr != nil {
 		return 0, errors.Join(err, werr)
@@ -154,11 +124,10 @@ func (b *bench) up(ctx context.Context, d desktop) (time.Duration, error) {
 
 // byHand times one run of byhand.sh in root and ends it. The script prints "ready" when it has cleaned up after the
 // previous run, waits for a line, and then starts everything; it ends everything when its input ends.
-func (b *bench) byHand(ctx context.Context, d desktop, root string) (_ time.Duration, err error) {
+func byHand(ctx context.Context, root string) (_ time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "bash", "bench/byhand.sh", root, d.mode)
-	cmd.Env = append(os.Environ(), "TOOLS="+b.inst.Layout.Tools())
+	cmd := exec.CommandContext(ctx, "bash", "bench/byhand.sh", root)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	in, err := cmd.StdinPipe()
@@ -181,54 +150,12 @@ func (b *bench) byHand(ctx context.Context, d desktop, root string) (_ time.Dura
 	}
 	start := time.Now()
 	fmt.Fprintln(in, "go")
-	err = d.onScreen(ctx, filepath.Join(root, "tmp"), filepath.Join(root, "tmp", "Xauthority"))
+	err = onScreen(ctx, filepath.Join(root, "tmp"), filepath.Join(root, "tmp", "Xauthority"))
 	return time.Since(start), err
 }
 
-// writePlan writes into root what the mode "plan" of byhand.sh starts: the environment, the files and the commands of the
-// profile's own components, and the system bus.
-func (b *bench) writePlan(ctx context.Context, profile, root string) error {
-	out, err := b.do(ctx, "profile", "plan", profile, "--json")
-	if err != nil {
-		return err
-	}
-	var plan profiles.Plan
-	if err := json.Unmarshal([]byte(out), &plan); err != nil {
-		return err
-	}
-	expand := strings.NewReplacer("${UID}", "1000", "${HOME}", "/home/user", "${USER}", "user", "${RUNTIME_DIR}", "/run/user/1000", "${SESSION}", "bench",
-		"${DISPLAY_WIDTH}", fmt.Sprint(plan.Display.Width), "${DISPLAY_HEIGHT}", fmt.Sprint(plan.Display.Height)).Replace
-	write := func(name, text string) error {
-		name = filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			return err
-		}
-		return os.WriteFile(name, []byte(text), 0o644)
-	}
-	var programs strings.Builder
-	for _, c := range plan.Components {
-		if c.Image != profile && !strings.HasPrefix(c.Name, "system-") || c.Name == "bus" {
-			continue // byhand.sh has its own
-		}
-		for name, text := range c.Files {
-			if err := write(name, expand(text)); err != nil {
-				return err
-			}
-		}
-		programs.WriteString("env")
-		for k, v := range c.Env {
-			fmt.Fprintf(&programs, " %s='%s'", k, expand(v))
-		}
-		for _, a := range c.Command {
-			fmt.Fprintf(&programs, " '%s'", expand(a))
-		}
-		programs.WriteString("\n")
-	}
-	return errors.Join(write("etc/byhand/programs", programs.String()), write("etc/byhand/env", expand(strings.Join(plan.Env, "\n"))+"\n"))
-}
-
-// byhandRoot unpacks the image of a recipe into a directory of its own.
-func (b *bench) byhandRoot(ctx context.Context, recipe string) (dir string, clean func(), err error) {
+// byhandRoot unpacks the image byhand into a directory of its own.
+func (b *bench) byhandRoot(ctx context.Context) (dir string, clean func(), err error) {
 	dir, err = os.MkdirTemp("/var/tmp", "byhand-")
 	if err != nil {
 		return "", nil, err
@@ -245,7 +172,7 @@ func (b *bench) byhandRoot(ctx context.Context, recipe string) (dir string, clea
 	}
 	defer client.Close()
 	ctx = namespaces.WithNamespace(ctx, b.inst.Layout.Instance())
-	img, err := client.GetImage(ctx, "localhost/berth/"+recipe+":latest")
+	img, err := client.GetImage(ctx, "localhost/berth/byhand:latest")
 	if err != nil {
 		return "", nil, err
 	}
