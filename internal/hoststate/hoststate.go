@@ -70,16 +70,16 @@ func Take(l paths.Layout) (State, error) {
 				return nil // each daemon has a directory for the pipes of its execs; only pipes can be left in it
 			}
 			if path == l.Exports() {
-				return nil // made at the first use; what is in it follows below
+				return nil // made at the first use of an image, as what is in it
+			}
+			if filepath.Dir(path) == l.Exports() && !strings.HasPrefix(d.Name(), ".") {
+				return fs.SkipDir // kept with its image; what is half made has a dot
 			}
 			if d.IsDir() && (path == l.Volumes() || filepath.Dir(path) == l.Volumes()) {
 				return nil // a directory for each user, made with the first home; homes lie in it
 			}
 			if rel == "logins.json" {
 				return nil // browsers that logged in stay so, whatever becomes of their sessions
-			}
-			if filepath.Dir(path) == l.Exports() && !strings.HasPrefix(d.Name(), ".") {
-				return fs.SkipDir // made when an image is used first, and kept with it; what is half made has a dot
 			}
 			kind := "files"
 			if d.Type()&fs.ModeSocket != 0 {

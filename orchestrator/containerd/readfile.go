@@ -214,7 +214,7 @@ func commonDir(paths []string) string {
 
 // readBelow reads the regular file called name below the directory root, resolving links as if root were "/".
 func readBelow(root int, name string) ([]byte, error) {
-	f, err := openBelow(root, name)
+	f, err := openBelow(root, name, forReading)
 	if err != nil {
 		return nil, err
 	}
@@ -232,13 +232,12 @@ func readBelow(root int, name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxReadFile))
 }
 
+// forReading are the flags of openBelow for a file's content. O_NONBLOCK: an image may hold a FIFO under any name.
+const forReading = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY
+
 // openBelow opens name below the directory root by openat2(2), so that neither links nor ".." lead out of it.
-func openBelow(root int, name string) (*os.File, error) {
-	// O_NONBLOCK: an image may hold a FIFO under any name.
-	how := unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	}
+func openBelow(root int, name string, flags uint64) (*os.File, error) {
+	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 	for {
 		fd, err := unix.Openat2(root, name, &how)
 		switch {

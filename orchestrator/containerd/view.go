@@ -43,12 +43,9 @@ func (s *images) View(ctx context.Context, ref string, visit func(root fs.FS) er
 type viewFS struct{ root int }
 
 func (v viewFS) Open(name string) (fs.File, error) {
-	if !fs.ValidPath(name) {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}
-	}
-	f, err := openBelow(v.root, name)
+	f, err := v.open("open", name, forReading)
 	if err != nil {
-		return nil, viewError("open", name, err)
+		return nil, err
 	}
 	return &viewFile{File: f, fs: v, name: name}, nil
 }
@@ -89,22 +86,18 @@ func (v viewFS) ReadLink(name string) (string, error) {
 
 // link opens name itself, with O_PATH.
 func (v viewFS) link(op, name string) (*os.File, error) {
+	return v.open(op, name, unix.O_PATH|unix.O_NOFOLLOW)
+}
+
+func (v viewFS) open(op, name string, flags uint64) (*os.File, error) {
 	if !fs.ValidPath(name) {
 		return nil, &fs.PathError{Op: op, Path: name, Err: fs.ErrInvalid}
 	}
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	for {
-		fd, err := unix.Openat2(v.root, name, &how)
-		switch {
-		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
-			continue
-		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
-			return nil, viewError(op, name, orchestrator.ErrNotFound)
-		case err != nil:
-			return nil, &fs.PathError{Op: op, Path: name, Err: err}
-		}
-		return os.NewFile(uintptr(fd), path.Base(name)), nil
+	f, err := openBelow(v.root, name, flags)
+	if err != nil {
+		return nil, viewError(op, name, err)
 	}
+	return f, nil
 }
 
 // viewError speaks of a missing file in the words of both packages.

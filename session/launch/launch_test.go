@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"berth/internal/unixsock"
 )
 
 // The test program is berth-launch itself where a test wants processes of its own.
@@ -59,18 +60,21 @@ func serve(t *testing.T, args ...string) (string, *exec.Cmd, *bytes.Buffer) {
 		cmd.Process.Signal(syscall.SIGTERM)
 		cmd.Wait()
 	})
-	deadline := time.Now().Add(patience)
-	for {
-		c, err := net.Dial("unix", Socket(dir, "apps"))
-		if err == nil {
-			c.Close()
-			return dir, cmd, log
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		time.Sleep(5 * time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := answers(ctx, dir); err != nil {
+		t.Fatal(err)
 	}
+	return dir, cmd, log
+}
+
+// answers returns when the server below the runtime directory accepts a connection.
+func answers(ctx context.Context, dir string) error {
+	c, err := unixsock.Dial(ctx, dir, Socket("", "apps"))
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 func TestEnvironment(t *testing.T) {
@@ -179,16 +183,14 @@ func TestIdle(t *testing.T) {
 func TestTerminate(t *testing.T) {
 	dir, srv, log := serve(t)
 	mark := filepath.Join(t.TempDir(), "mark")
+	if err := syscall.Mkfifo(mark, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if out, err := command(t, dir, "apps", "sh", "-c", `trap 'echo ended; exit' TERM; : >`+mark+`; while :; do sleep 0.05; done`).CombinedOutput(); err != nil {
 		t.Fatalf("%v, %s", err, out)
 	}
-	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat(mark); err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the program did not start")
-		}
+	if _, err := os.ReadFile(mark); err != nil { // until the program has started
+		t.Fatal(err)
 	}
 	if err := srv.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -238,13 +240,7 @@ func TestDemand(t *testing.T) {
 			return err
 		}
 		t.Cleanup(func() { cmd.Process.Signal(syscall.SIGTERM); cmd.Wait() })
-		for ctx.Err() == nil {
-			if c, err := net.Dial("unix", Socket(dir, "apps")); err == nil {
-				return c.Close()
-			}
-			time.Sleep(5 * time.Millisecond)
-		}
-		return ctx.Err()
+		return answers(ctx, dir)
 	}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

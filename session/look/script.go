@@ -242,6 +242,16 @@ func dconfKeys() (keys map[string][]entry, add func(dir, key, value string)) {
 	}
 }
 
+// themeKeys adds what GNOME and MATE have under the same names, in the directories iface and wm.
+func themeKeys(add func(dir, key, value string), iface, wm string, t themes, l profiles.Look) {
+	add(iface, "gtk-theme", text(t.gtk))
+	add(iface, "icon-theme", text(t.icons))
+	if family, points, ok := profiles.ParseFont(l.Font); ok {
+		add(iface, "font-name", text(l.Font))
+		add(wm, "titlebar-font", text(fmt.Sprintf("%s Bold %v", family, points)))
+	}
+}
+
 // gnomeScript writes dconf. The scale of windows is the monitor's, which Mutter is told over the bus; gjs comes with the shell.
 func gnomeScript(p *profiles.Plan, live bool) string {
 	s := dconfScript(gnomeKeys(p))
@@ -279,12 +289,7 @@ func gnomeKeys(p *profiles.Plan) map[string][]entry {
 		}
 		add(iface, "color-scheme", text(scheme))
 	}
-	add(iface, "gtk-theme", text(t.gtk))
-	add(iface, "icon-theme", text(t.icons))
-	if family, points, ok := profiles.ParseFont(p.Look.Font); ok {
-		add(iface, "font-name", text(p.Look.Font))
-		add(wm, "titlebar-font", text(fmt.Sprintf("%s Bold %v", family, points)))
-	}
+	themeKeys(add, iface, wm, t, p.Look)
 	add(iface, "cursor-theme", text(p.Look.Cursor))
 	if p.Look.Scale != 0 {
 		window := MonitorScale(p)
@@ -323,13 +328,8 @@ func mateKeys(p *profiles.Plan) map[string][]entry {
 	const iface, wm, mouse, font = "org/mate/desktop/interface", "org/mate/marco/general", "org/mate/desktop/peripherals/mouse", "org/mate/desktop/font-rendering"
 	keys, add := dconfKeys()
 	t := chosen(p.Look, mate)
-	add(iface, "gtk-theme", text(t.gtk))
-	add(iface, "icon-theme", text(t.icons))
 	add(wm, "theme", text(t.own))
-	if family, points, ok := profiles.ParseFont(p.Look.Font); ok {
-		add(iface, "font-name", text(p.Look.Font))
-		add(wm, "titlebar-font", text(fmt.Sprintf("%s Bold %v", family, points)))
-	}
+	themeKeys(add, iface, wm, t, p.Look)
 	add(mouse, "cursor-theme", text(p.Look.Cursor))
 	if p.Look.Scale != 0 {
 		s := scaleOf(p)
