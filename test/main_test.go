@@ -45,6 +45,10 @@ func run(m *testing.M) (code int) {
 			fmt.Fprintln(os.Stderr, err)
 			code = max(code, 1)
 		}
+		if words := inst.Crash(); words != "" {
+			fmt.Fprintf(os.Stderr, "the daemon crashed:\n%s\n", words)
+			code = max(code, 1)
+		}
 	}()
 	if pictures = os.Getenv("BERTH_TEST_PICTURES"); pictures == "" {
 		_, file, _, _ := runtime.Caller(0)

@@ -212,3 +212,33 @@ func TestExec(t *testing.T) {
 		t.Errorf("unknown kind: %v", err)
 	}
 }
+
+// TestGivenUpWhileConnecting ends waits whose connection is still being made: what goes on in the background is then
+// nobody's any more, and must not bring the process down.
+func TestGivenUpWhileConnecting(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, "X0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // a server that accepts (the kernel does) and never says a word
+	authority := filepath.Join(dir, "Xauthority")
+	if err := os.WriteFile(authority, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(time.Millisecond, cancel)
+			r := probe.New(probe.Target{XSocket: filepath.Join(dir, "X0"), XAuthority: authority, RuntimeDir: dir, TmpDir: dir})
+			if err := r.Wait(ctx, profiles.Probe{Kind: "wm"}); err == nil {
+				t.Error("a server that never answers has a window manager")
+			}
+		})
+	}
+	wg.Wait()
+	if n := probe.Connections(); n != 0 {
+		t.Errorf("%d connections are kept", n)
+	}
+}

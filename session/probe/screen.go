@@ -36,10 +36,10 @@ type shared struct {
 }
 
 // acquire returns the shared connection for the session, connecting if there is none. release must be called.
-func (r *Runner) acquire(ctx context.Context) (s *shared, release func(broken bool), err error) {
+func (r *Runner) acquire(ctx context.Context) (_ *shared, release func(broken bool), _ error) {
 	key := r.t.XSocket
 	watchers.Lock()
-	s = watchers.m[key]
+	s := watchers.m[key] // no named result: the goroutines below go on with it after this has returned nil
 	if s == nil {
 		s = &shared{ready: make(chan struct{})}
 		watchers.m[key] = s

@@ -8,9 +8,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"syscall"
@@ -41,6 +43,8 @@ type Instance struct {
 	Bin    string
 	Layout paths.Layout
 	lock   *os.File
+
+	read int64 // of the daemon's log, up to where Crash has looked
 }
 
 // New finds the program that make built and the shared root, which is this process's alone until it ends: tests that count
@@ -51,7 +55,7 @@ func New() (*Instance, error) {
 	}
 	if bin := os.Getenv(EnvInstalled); bin != "" {
 		l, err := paths.New("")
-		return &Instance{Bin: bin, Layout: l}, err
+		return newInstance(bin, l, nil), err
 	}
 	_, file, _, _ := runtime.Caller(0)
 	top := filepath.Dir(filepath.Dir(filepath.Dir(file)))
@@ -68,7 +72,39 @@ func New() (*Instance, error) {
 		return nil, err
 	}
 	lock, err := lockRoot(l.Root)
-	return &Instance{Bin: bin, Layout: l, lock: lock}, err
+	return newInstance(bin, l, lock), err
+}
+
+func newInstance(bin string, l paths.Layout, lock *os.File) *Instance {
+	i := &Instance{Bin: bin, Layout: l, lock: lock}
+	if info, err := os.Stat(i.daemonLog()); err == nil {
+		i.read = info.Size()
+	}
+	return i
+}
+
+func (i *Instance) daemonLog() string { return filepath.Join(i.Layout.State, "daemon.log") }
+
+// crashed is how the Go runtime begins its last words.
+var crashed = regexp.MustCompile(`(?m)^(panic: |fatal error: |unexpected fault address|SIG[A-Z]+: )`)
+
+// Crash returns the last words of a daemon that has crashed since the last call, or nothing. A crash can go unnoticed
+// otherwise: sessions live on, and the next command starts another daemon. For one goroutine at a time.
+func (i *Instance) Crash() string {
+	f, err := os.Open(i.daemonLog())
+	if err != nil {
+		return "" // an installed one logs to the journal
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.NewSectionReader(f, i.read, 64<<20))
+	if err != nil {
+		return err.Error()
+	}
+	i.read += int64(len(text))
+	if at := crashed.FindIndex(text); at != nil {
+		return string(text[at[0]:min(at[0]+4000, len(text))])
+	}
+	return ""
 }
 
 func lockRoot(root string) (*os.File, error) {
@@ -150,6 +186,9 @@ func (i *Instance) Up(t testing.TB, args ...string) api.Session {
 	var s api.Session
 	decode(t, i.Run(t, append([]string{"up", "--json"}, args...)...), &s)
 	t.Cleanup(func() {
+		if words := i.Crash(); words != "" {
+			t.Errorf("the daemon crashed:\n%s", words)
+		}
 		if t.Failed() {
 			r, _ := i.Do(context.Background(), "logs", s.Name)
 			t.Logf("logs of session %s:\n%s", s.Name, tail(r.Stdout, 6000))
@@ -209,7 +248,7 @@ func (i *Instance) NothingLeft(t testing.TB) {
 		var left []string
 		defer func() {
 			if len(left) > 0 {
-				t.Errorf("left on the host:\n%s", strings.Join(left, "\n"))
+				t.Errorf("left on the host, %d in all:\n%s", len(left), strings.Join(left[:min(len(left), 100)], "\n"))
 			}
 		}()
 		WaitUntil(t, "the host as it was before", func() bool {
